@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint clean
+
+# torch and torchvision first and together, so that pip takes a matching pair
+$(VENV)/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet -e ".[lite,dev]"
+	touch $@
+
+demo: $(VENV)/installed  ## image-level labels to mIoU and pictures, on generated data
+	$(BIN)/distwsss run --config configs/demo/shapes.yaml
+
+test: $(VENV)/installed lint  ## under 10 minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/installed  ## real kills and long runs
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf runs shards/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,254 @@
+"""Verbs -> functions, nothing else. `distwsss VERB --help` teaches each.
+
+Exit codes: 0 ok, 1 the run failed, 2 usage or configuration, 3 data or shards, 4 checkpoint, 130 interrupted (after
+saving).
+Stages are imported when they run, so `--help` and `config validate` answer without loading torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import distwsss
+from distwsss.config import Config, load_config
+from distwsss.config.load import dump_yaml
+from distwsss.errors import DistwsssError, LaunchError, ShardError, report_problems
+from distwsss.runtime.progress import log, setup_logging
+from distwsss.runtime.run_folder import open_run, record_exit
+
+Arguments = argparse.Namespace
+
+
+def _single_process(verb: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError(
+            f"{verb} was started by torchrun with several ranks; start it plainly. torchrun is for classify, train and "
+            "evaluate"
+        )
+
+
+def _prepare(config: Config, arguments: Arguments) -> None:
+    from distwsss.data.prepare import prepare
+
+    _single_process("prepare")
+    prepare(config)
+
+
+def _classify(config: Config, arguments: Arguments) -> None:
+    from distwsss.train.stages import classify
+
+    classify(config, arguments.resume)
+
+
+def _seeds(config: Config, arguments: Arguments) -> None:
+    from distwsss.seeds.generate import run_seeds
+
+    _single_process("seeds")
+    run_seeds(config)
+
+
+def _stats(config: Config, arguments: Arguments) -> None:
+    from distwsss.data.shard_format import key_from_name
+    from distwsss.evaluate.label_stats import print_quality, seed_quality
+
+    _single_process("stats")
+    quality = seed_quality(config, exclude={key_from_name(name) for name in config.data.tuning_ids})
+    if quality is None:
+        log.info("stats: no masks on the train split: nothing to compare with")
+    else:
+        print_quality(quality)
+
+
+def _train(config: Config, arguments: Arguments) -> None:
+    from distwsss.train.stages import train
+
+    train(config, arguments.resume, Path(arguments.init_from) if arguments.init_from else None)
+
+
+def _evaluate(config: Config, arguments: Arguments) -> None:
+    from distwsss.data.shard_index import images_dir
+    from distwsss.evaluate.evaluate import evaluate
+    from distwsss.train.engine import make_accelerator
+
+    if arguments.verb == "run":
+        if images_dir(config, "val").is_dir():
+            evaluate(config, "val")
+        else:
+            log.info("evaluate: the data set has no split for it, skipped")
+        return
+    make_accelerator(config.hardware, 1)  # opens the process group under torchrun
+    other = arguments.split is not None or any(item.startswith("data.root=") for item in arguments.overrides or [])
+    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
+    evaluate(config, arguments.split or config.data.val_split, checkpoint, other_data=other)
+
+
+def _predict(config: Config, arguments: Arguments) -> None:
+    from distwsss.evaluate.predict import predict
+
+    _single_process("predict")
+    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
+    inputs, output = [Path(name) for name in arguments.images], Path(arguments.output)
+    paths = predict(config, inputs, output, checkpoint, arguments.multi_scale, arguments.crf)
+    print(f"{len(paths)} predictions in {arguments.output}")
+
+
+def _report(config: Config, arguments: Arguments) -> None:
+    from distwsss.report.html import write_report
+
+    _single_process("report")
+    print(f"Report with pictures: {write_report(config).resolve()}")
+
+
+def _run(config: Config, arguments: Arguments) -> None:
+    _single_process("run")
+    for title, stage in STAGES.items():
+        log.info(f"== {title}")
+        stage(config, arguments)
+
+
+STAGES: dict[str, Callable[[Config, Arguments], None]] = {
+    "prepare": _prepare,
+    "classify": _classify,
+    "seeds": _seeds,
+    "stats": _stats,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+VERBS: dict[str, tuple[Callable[[Config, Arguments], None], str]] = {
+    "run": (_run, "every stage in turn, from image-level labels to mIoU and pictures"),
+    "prepare": (_prepare, "check the data set and write image shards"),
+    "classify": (_classify, "train one classifier per dropout probability"),
+    "seeds": (_seeds, "CAMs, dense CRF and vote: seed and pseudo-label shards"),
+    "stats": (_stats, "compare seeds and vote with the train masks, where there are any"),
+    "train": (_train, "train the segmenter on the pseudo-labels"),
+    "evaluate": (_evaluate, "mIoU of the segmenter, without and with multi-scale + flip and CRF"),
+    "predict": (_predict, "segment pictures: palette PNG and overlay for each"),
+    "report": (_report, "one self-contained HTML page of numbers and pictures"),
+}
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
+    parser.add_argument("--profile", metavar="NAME", help="hardware overlay: configs/profiles/NAME.yaml or a path")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        metavar="KEY=VALUE",
+        help="override one key, e.g. train.optim.lr=0.001; may be given several times",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
+    """What a verb takes beyond the configuration. `run` takes what its stages take, with their defaults."""
+    if verb in ("run", "classify", "train"):
+        parser.add_argument(
+            "--resume",
+            default="auto",
+            metavar="auto|must|never|PATH",
+            help="auto: go on from the run's last checkpoint if there is one (default); must, never: insist; "
+            "PATH: a checkpoint folder to start from where the run has none of its own",
+        )
+    if verb in ("run", "train"):
+        parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder: the segmenter starts from its weights")
+    if verb in ("evaluate", "predict"):
+        parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder (default: evaluate.checkpoint's)")
+    if verb == "evaluate":
+        parser.add_argument("--split", metavar="NAME", help="split to score (default: data.val_split)")
+    if verb == "predict":
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders of them")
+        parser.add_argument("--output", "-o", required=True, metavar="FOLDER", help="where predictions are written")
+        parser.add_argument("--multi-scale", action="store_true", help="average over evaluate.scales and the flip")
+        parser.add_argument("--crf", action="store_true", help="refine with the dense CRF of evaluate.crf")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distwsss",
+        description="Weakly supervised semantic segmentation from image-level labels.",
+        epilog="Start with: distwsss run --config configs/demo/shapes.yaml. Every verb skips what is complete.",
+    )
+    parser.add_argument("--version", action="version", version=f"distwsss {distwsss.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (_, text) in VERBS.items():
+        subparser = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
+        _add_config(subparser)
+        _add_options(verb, subparser)
+    verify = verbs.add_parser("verify", help="check shards byte for byte", description="Check shards byte for byte.")
+    verify.add_argument("path", metavar="PATH", help="a shard folder, or a folder of such folders")
+    verify.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    config = verbs.add_parser("config", help="print or check a configuration")
+    actions = config.add_subparsers(dest="action", required=True, metavar="show|validate")
+    for action, text in (("show", "print the resolved configuration"), ("validate", "report every problem at once")):
+        _add_config(actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + "."))
+    return parser
+
+
+def _verify(path: Path) -> None:
+    from distwsss.data.verify import verify
+
+    problems = verify(path)
+    if problems:
+        raise ShardError(report_problems(f"{path}: damaged", problems))
+    print(f"{path}: every shard and index verifies")
+
+
+def _dispatch(arguments: Arguments) -> Config | None:
+    if arguments.verb == "verify":
+        _verify(Path(arguments.path))
+        return None
+    config = load_config(arguments.config, arguments.profile, arguments.overrides)
+    if arguments.verb == "config":
+        print(dump_yaml(config) if arguments.action == "show" else f"{arguments.config}: valid", end="\n")
+        return None
+    with open_run(config) as folder:
+        code, message = 1, "ended unexpectedly"
+        try:
+            VERBS[arguments.verb][0](config, arguments)
+            code, message = 0, "ok"
+        except DistwsssError as error:
+            code, message = error.exit_code, str(error)
+            raise
+        except KeyboardInterrupt:
+            code, message = 130, "interrupted"
+            raise
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            record_exit(folder, code, message)
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process's exit code; never a traceback for a user's mistake unless --debug."""
+    arguments = build_parser().parse_args(argv)
+    setup_logging(arguments.debug)
+    logging.captureWarnings(False)
+    try:
+        _dispatch(arguments)
+    except DistwsssError as error:
+        if arguments.debug:
+            raise
+        print(f"distwsss {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"distwsss {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    finally:
+        _leave_group()
+    return 0
+
+
+def _leave_group() -> None:
+    """End the process group that Accelerate opened, if torch was loaded at all."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,159 @@
+"""From a YAML file, a profile and `--set` overrides to one checked `Config`; all problems reported at once.
+
+Called by `cli`. A profile is `configs/profiles/NAME.yaml` (or a path) overlaid on the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distwsss.config.schema import Config
+from distwsss.errors import ConfigError, report_problems
+
+PROFILE_DIR = Path("configs/profiles")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads `1e-3` as a number (YAML 1.2; PyYAML alone makes it text)."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for position, key in enumerate(keys):
+        if key in keys[:position]:
+            line = node.value[position][0].start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} stands twice", None)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from error
+    tree = _parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}; allowed: a mapping of sections at the top")
+    return tree
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any], where: str, origin: dict[str, str], prefix: str = "") -> None:
+    """Overlay `top` on `base` in place; `origin` records which source set each dotted key."""
+    for key, value in top.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _overlay(base[key], value, where, origin, f"{dotted}.")
+        else:
+            base[key] = copy.deepcopy(value)
+            origin[dotted] = where
+
+
+def _override(item: str) -> dict[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {item}: found no `=`; allowed: --set section.key=value")
+    value: Any = _parse(text, f"--set {item}")
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def _profile_path(name: str, config: Path | None) -> Path:
+    candidates = [Path(name), PROFILE_DIR / f"{name}.yaml"]
+    if config is not None:
+        candidates.append(config.resolve().parent.parent / "profiles" / f"{name}.yaml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"--profile {name}: found no such file; looked for {', '.join(map(str, candidates))}")
+
+
+def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys allowed in the section that holds the unknown key at `location`."""
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        annotation = field.annotation if field else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
+
+
+def _describe(error: dict[str, Any], origin: dict[str, str], default: str) -> str:
+    location = error["loc"]
+    dotted = ".".join(map(str, location))
+    above = (".".join(map(str, location[:n])) for n in range(len(location), 0, -1))
+    where = next((origin[key] for key in above if key in origin), default)
+    if error["type"] == "extra_forbidden":
+        allowed = _allowed_keys(location)
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean `{close[0]}`?" if close else f"allowed: {', '.join(allowed)}"
+        return f"{where}: `{dotted}`: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: `{dotted}`: missing; this key has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message[:5] == "Input" else message
+    if not dotted:
+        return f"{where}: {message}"
+    if isinstance(error["input"], dict):  # a check over a whole section: its message names the keys
+        return f"{where}: `{dotted}`: {message}"
+    hint = ""
+    choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(error["input"]), choices, n=1, cutoff=0.5)
+    if close:
+        hint = f"; did you mean `{close[0]}`?"
+    return f"{where}: `{dotted}`: found {error['input']!r}; {message}{hint}"
+
+
+def load_config(path: str | Path, profile: str | None = None, overrides: list[str] | None = None) -> Config:
+    """Read `path`, overlay the profile, then each `key=value` of `overrides`.
+
+    Raises ConfigError naming every problem with its source, dotted key, what was found and what is allowed.
+    """
+    path = Path(path)
+    tree: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    _overlay(tree, _read(path), str(path), origin)
+    if profile:
+        profile_path = _profile_path(profile, path)
+        _overlay(tree, _read(profile_path), str(profile_path), origin)
+    for item in overrides or []:
+        _overlay(tree, _override(item), f"--set {item}", origin)
+    return check_config(tree, origin, str(path))
+
+
+def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, where: str = "configuration") -> Config:
+    """A `Config` from nested dictionaries. Raises ConfigError with every problem."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_describe(dict(item), origin or {}, where) for item in error.errors()]
+        raise ConfigError(report_problems("The configuration is not valid", problems)) from error
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, keys in schema order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

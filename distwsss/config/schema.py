@@ -1,0 +1,315 @@
+"""The configuration as strict pydantic models, one per section; every default is METHOD's reading.
+
+Read by every stage; built only by `config.load`. Torch-free, so `distwsss config validate` answers at once.
+A field marked `neutral` cannot change a result (how often to log or save) and, like the sections `paths` and
+`hardware`, is left out of fingerprints (`parameters`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NEUTRAL: dict[str, Any] = {"neutral": True}
+DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
+
+
+class Section(BaseModel):
+    """Strict (no silent conversion), closed (unknown keys are errors) and frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields that can change a result, nested, JSON-ready: what a fingerprint covers."""
+        kept: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("neutral"):
+                continue
+            value = getattr(self, name)
+            kept[name] = value.parameters() if isinstance(value, Section) else value
+        return kept
+
+
+def _duration(text: str) -> str:
+    if not DURATION.match(text):
+        raise ValueError("allowed: a number with a unit, `20000 steps`, `20 epochs` or `10%`")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+def duration_to_steps(text: str, samples: int, global_batch: int, total_steps: int | None = None) -> int:
+    """`20000 steps`, `20 epochs` (of `samples`, rounded) or `10%` (of `total_steps`) as a number of steps."""
+    number, unit = DURATION.match(text).groups()  # type: ignore[union-attr]
+    if unit == "%":
+        if total_steps is None:
+            raise ValueError("a share of the training makes no sense as its own length; give steps or epochs")
+        return round(float(number) / 100 * total_steps)
+    if unit.startswith("epoch"):
+        return max(1, round(float(number) * samples / global_batch)) if float(number) else 0
+    return int(float(number))
+
+
+class CRFParams(Section):
+    """Dense CRF of Kraehenbuehl and Koltun (2011) as pydensecrf takes it. Defaults: psa/SEAM/EPS `cam_label`."""
+
+    iterations: int = Field(10, ge=1)
+    gaussian_sxy: Positive = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: Positive = 80.0
+    bilateral_srgb: Positive = 13.0
+    bilateral_compat: float = 10.0
+    clip: float = Field(1e-5, gt=0.0, lt=0.5, description="probabilities below this are raised to it in the unary")
+
+
+CRF_PARAMS: dict[str, CRFParams] = {
+    "cam_label": CRFParams(),
+    "irn": CRFParams(bilateral_sxy=50.0, bilateral_srgb=5.0),
+    "deeplab_v2": CRFParams(
+        gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
+    ),
+}
+
+
+def _crf_by_name(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in CRF_PARAMS:
+            raise ValueError(f"allowed: one of {', '.join(CRF_PARAMS)}, or a mapping of CRF parameters")
+        return CRF_PARAMS[value]
+    return value
+
+
+NamedCRF = Annotated[CRFParams, BeforeValidator(_crf_by_name)]
+
+
+class PathsSection(Section):
+    """Where results go. Left out of fingerprints."""
+
+    run: str | None = Field(None, description="run folder; default runs/NAME")
+    shards: str | None = Field(None, description="shard folder; default shards/NAME")
+
+
+class HardwareSection(Section):
+    """What the machine offers. Left out of fingerprints; `--profile` overlays it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(2, ge=0, description="processes of the seeds stage and of the CRF in evaluation")
+    loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
+    micro_batch: int | None = Field(None, ge=1, description="images per rank and forward; default global batch / ranks")
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    timeout_seconds: int = Field(600, ge=1, description="collectives that take longer end the run")
+
+
+class ShapesSection(Section):
+    """The generated data set."""
+
+    train: int = Field(96, ge=1)
+    val: int = Field(48, ge=0)
+    size: int = Field(96, ge=32, description="side in pixels")
+    seed: int = 0
+
+
+class DataSection(Section):
+    dataset: Literal["voc", "folder", "shapes"]
+    root: str | None = Field(None, description="data folder (voc, folder)", json_schema_extra=NEUTRAL)
+    train_split: str = "train"
+    val_split: str = "val"
+    labels_from: Literal["auto", "xml", "csv", "masks"] = Field(
+        "auto", description="voc: auto = Annotations/*.xml, else cls_labels.csv; masks only when named here"
+    )
+    classes: list[str] | None = Field(None, description="foreground class names in order; background is added")
+    images: str = Field("images", description="folder: where the pictures lie under root")
+    tags: str = Field("tags.csv", description="folder: the CSV of image-level labels under root")
+    masks: str = Field("masks", description="folder: where masks lie under root, if any")
+    allow_empty: bool = Field(False, description="an image without labels is background only, not an error")
+    max_pixels: int = Field(40_000_000, ge=1, description="larger images are refused before decoding")
+    shapes: ShapesSection = ShapesSection()
+    tuning_ids: list[str] = Field(
+        [], description="train ids on which keys were chosen: `stats` scores the others", json_schema_extra=NEUTRAL
+    )
+
+    @model_validator(mode="after")
+    def _root(self) -> DataSection:
+        if self.classes is not None:
+            if len(set(self.classes)) != len(self.classes):
+                raise ValueError("`classes` lists a name twice; allowed: distinct names")
+            if "background" in self.classes:
+                raise ValueError("`classes` lists `background`; allowed: foreground names only, background is class 0")
+        return self
+
+
+class PrepareSection(Section):
+    shard_size: int = Field(64, ge=1, description="images per shard")
+
+
+class AugmentSection(Section):
+    """Random scale, flip, colour jitter and crop. `resize_long`: the longest side is drawn from this range (pixels);
+    `scale`: the image is scaled by a factor drawn from this range. One of the two, or neither."""
+
+    crop: int = Field(448, ge=16)
+    resize_long: list[int] | None = Field(None, min_length=2, max_length=2)
+    scale: list[float] | None = Field(None, min_length=2, max_length=2)
+    flip: bool = True
+    color_jitter: list[float] = Field([0.3, 0.3, 0.3, 0.1], min_length=4, max_length=4)
+
+    @model_validator(mode="after")
+    def _one_range(self) -> AugmentSection:
+        if self.resize_long and self.scale:
+            raise ValueError("both `resize_long` and `scale` are set; allowed: one of them")
+        for name in ("resize_long", "scale"):
+            bounds = getattr(self, name)
+            if bounds and not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(f"`{name}` is {bounds}; allowed: [low, high] with 0 < low <= high")
+        return self
+
+
+class OptimSection(Section):
+    """Optimizer and schedule; the learning rate is a function of the step."""
+
+    duration: Duration = "20 epochs"
+    global_batch: int = Field(8, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Probability = 0.9
+    weight_decay: float = Field(5e-4, ge=0.0)
+    decay_bias: bool = Field(False, description="weight decay on biases and norm layers too")
+    head_multiplier: Positive = Field(10.0, description="learning rate of the new layers relative to the backbone")
+    bias_multiplier: Positive = Field(2.0, description="learning rate of biases relative to their layer's weights")
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: Positive = 0.9
+    warmup: Duration = "0 steps"
+    clip_grad: float | None = Field(None, gt=0.0)
+    save_every: Duration = Field("25%", json_schema_extra=NEUTRAL)
+    keep_last: int = Field(2, ge=1, json_schema_extra=NEUTRAL)
+    keep_optimizer: bool = Field(False, description="keep optimizer state of a finished run", json_schema_extra=NEUTRAL)
+    log_every: int = Field(10, ge=1, json_schema_extra=NEUTRAL)
+
+
+class BackboneSection(Section):
+    name: str = Field("lite", description="`lite`, `tiny` or any timm model with feature maps")
+    pretrained: bool = Field(True, description="start from the published weights of `name`; `tiny` has none")
+    output_stride: Literal[8, 16, 32] = 16
+    freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
+    freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
+
+
+class ClassifySection(Section):
+    """One classifier per dropout probability p (METHOD section 1)."""
+
+    dropouts: list[Probability] = Field([0.05, 0.10, 0.20, 0.30], min_length=1)
+    backbone: BackboneSection = BackboneSection()
+    augment: AugmentSection = AugmentSection(resize_long=[256, 512])
+    optim: OptimSection = OptimSection()
+
+
+class SeedsSection(Section):
+    """CAM, CRF, vote (METHOD sections 1-3)."""
+
+    scales: list[Positive] = Field([1.00, 1.20], min_length=1)
+    base_size: int | None = Field(None, ge=32, description="longest side scaled by 1.00; default: the image's own")
+    cam_scales: list[Positive] = Field([1.0], min_length=1, description="multiplied by the scale, CAMs summed")
+    alpha: Positive = 8.0
+    normalise: Literal["softmax", "sum"] = "softmax"
+    crf: NamedCRF = CRF_PARAMS["cam_label"]
+    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; default: all")
+    threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; default: all must agree")
+    threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
+    keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
+
+
+class TrainSection(Section):
+    """The segmenter and its loss (METHOD sections 4 and 5)."""
+
+    model: Literal["deeplab"] = "deeplab"
+    head: Literal["largefov", "aspp"] = "aspp"
+    head_channels: int = Field(1024, ge=1, description="LargeFOV: width of its two hidden layers")
+    head_dropout: Probability = 0.5
+    backbone: BackboneSection = BackboneSection()
+    labels: str = Field(
+        "vote", description="vote | seed:NAME (one seed, all clean) | truth (fully supervised upper bound)"
+    )
+    loss: Literal["hybrid", "positive", "cross_entropy"] = Field(
+        "hybrid", description="hybrid: Eq. 10; positive: Eq. 8 on every labelled pixel; cross_entropy: Eq. 3 likewise"
+    )
+    temperature: Positive | None = Field(1.0, description="tau of the prediction constraint; null switches it off")
+    complement: Literal["uniform", "assigned"] = "uniform"
+    vote_threshold: int | None = Field(None, ge=1, description="another t than the pseudo-label shards were made with")
+    holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
+    augment: AugmentSection = AugmentSection(scale=[0.5, 1.5])
+    optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
+    evaluate_every: Duration | None = Field(None, description="held-out mIoU at these steps, and BEST by it")
+
+    @model_validator(mode="after")
+    def _labels(self) -> TrainSection:
+        if not (self.labels in ("vote", "truth") or self.labels.startswith("seed:")):
+            raise ValueError(f"`labels` is {self.labels!r}; allowed: vote, truth or seed:NAME")
+        return self
+
+
+class EvaluateSection(Section):
+    scales: list[Positive] = Field([0.75, 1.0, 1.25], min_length=1, description="of multi-scale + flip")
+    crf: NamedCRF | None = CRF_PARAMS["deeplab_v2"]
+    probabilities: Literal["softmax", "constrained"] = "softmax"
+    average: Literal["probabilities", "logits"] = "probabilities"
+    checkpoint: Literal["LAST", "BEST"] = "LAST"
+
+
+class ReportSection(Section):
+    images: int = Field(12, ge=0, description="photographs shown")
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    seed: int = Field(0, ge=0)
+    paths: PathsSection = PathsSection()
+    hardware: HardwareSection = HardwareSection()
+    data: DataSection
+    prepare: PrepareSection = PrepareSection()
+    classify: ClassifySection = ClassifySection()
+    seeds: SeedsSection = SeedsSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.paths.run or f"runs/{self.name}")
+
+    @property
+    def shard_dir(self) -> Path:
+        return Path(self.paths.shards or f"shards/{self.name}")
+
+    def seed_names(self) -> list[str]:
+        """All candidate seeds in order, p outermost: `0.05-1.00`, `0.05-1.20`, ..."""
+        return [f"{p:.2f}-{scale:.2f}" for p in self.classify.dropouts for scale in self.seeds.scales]
+
+    def voting_seeds(self) -> list[str]:
+        return self.seeds.vote_on or self.seed_names()
+
+    def vote_threshold(self) -> int:
+        """t of the pseudo-label shards."""
+        return self.seeds.threshold or len(self.voting_seeds())
+
+    @model_validator(mode="after")
+    def _seeds_exist(self) -> Config:
+        names = self.seed_names()
+        if len(set(names)) != len(names):
+            raise ValueError(f"seed names collide: {names}; allowed: p and scales that differ in 2 decimals")
+        for name in self.seeds.vote_on or []:
+            if name not in names:
+                raise ValueError(f"seeds.vote_on names {name!r}; allowed: {', '.join(names)}")
+        voters = self.voting_seeds()
+        if len(set(voters)) != len(voters):
+            raise ValueError("seeds.vote_on lists a seed twice; allowed: each once")
+        for key, t in (("seeds.threshold", self.seeds.threshold), ("train.vote_threshold", self.train.vote_threshold)):
+            if t is not None and t > len(voters):
+                raise ValueError(f"{key} is {t}, but only {len(voters)} seeds vote; allowed: 1..{len(voters)}")
+        if self.train.labels.startswith("seed:") and self.train.labels[5:] not in names:
+            raise ValueError(f"train.labels names seed {self.train.labels[5:]!r}; allowed: {', '.join(names)}")
+        return self

@@ -1,0 +1,1 @@
+"""From data sets to shards, and from shards to batches; called by the stages."""

@@ -1,0 +1,168 @@
+"""From shards to micro-batches: the data loaders of the training loop. Called by `train.task`.
+
+Item i of `MicroBatches` is micro-batch i % accumulation of step i // accumulation on this rank, whole and collated, so
+the order of samples does not depend on the number of workers, and resuming needs only the step.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distwsss.config.schema import AugmentSection, TrainSection
+from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.plan import Sample, plan, rank_slice
+from distwsss.data.shard_index import Selection, ShardIndex
+from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.data.transforms import augment_sample
+from distwsss.errors import ShardError
+from distwsss.losses.hybrid import sample_complements
+from distwsss.runtime.seeding import numpy_generator, torch_generator
+
+Batch = dict[str, Any]  # tensors with a leading batch dimension; `keys`: list[str]; `empty`: bool
+LoadSample = Callable[[Sample, str], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a global batch is shared: `accumulation` micro-batches on each of `world` ranks."""
+
+    rank: int
+    world: int
+    micro_batch: int
+    accumulation: int
+
+
+def split_batch(global_batch: int, micro_batch: int | None, rank: int, world: int) -> Split:
+    """As few micro-batches of at most `micro_batch` images as cover `global_batch` on `world` ranks."""
+    micro = min(micro_batch or global_batch, -(-global_batch // world))
+    return Split(rank, world, micro, -(-global_batch // (world * micro)))
+
+
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of one rank. A slice without samples (more slices than samples) holds one marked `empty`."""
+
+    def __init__(self, selection: Selection, load: LoadSample, seed: int, global_batch: int, split: Split, steps: int):
+        self.selection, self.load, self.seed = selection, load, seed
+        self.global_batch, self.split, self.steps = global_batch, split, steps
+
+    def __len__(self) -> int:
+        return self.steps * self.split.accumulation
+
+    def __getitem__(self, item: int) -> Batch:
+        step, micro = divmod(item, self.split.accumulation)
+        samples = plan(self.selection, self.seed, step, self.global_batch)
+        mine = rank_slice(samples, self.split.rank, self.split.world, micro, self.split.accumulation)
+        empty = not mine
+        mine = mine or samples[:1]
+        keys = [self.selection.index.shards[sample.shard].keys[sample.position] for sample in mine]
+        loaded = [self.load(sample, key) for sample, key in zip(mine, keys, strict=True)]
+        batch: Batch = {name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}
+        return {**batch, "keys": keys, "empty": empty}
+
+
+def _quiet_worker(_: int) -> None:
+    """Signals are for the rank, which saves and then ends its workers; one thread each, as there are several."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch]:
+    """Micro-batches from `start_step` to the end, in order, whatever the number of workers."""
+    todo = range(start_step * batches.split.accumulation, len(batches))
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=todo,
+        num_workers=min(workers, len(todo)),
+        worker_init_fn=_quiet_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+@dataclass(frozen=True)
+class ClassifierSamples:
+    """Loads one image with its image-level labels: `image` float32[3,h,w], `targets` float32[N]."""
+
+    images: ShardIndex
+    augment: AugmentSection
+    mean: list[float]
+    std: list[float]
+    seed: int
+
+    def __call__(self, sample: Sample, key: str) -> dict[str, Tensor]:
+        members = read_fields(self.images, sample.shard, sample.position, ["jpg", "json"])
+        targets = torch.zeros(len(self.images.classes) - 1)
+        targets[[label - 1 for label in json.loads(members["json"])["labels"]]] = 1.0
+        rng = numpy_generator(self.seed, sample.epoch, key, "augment")
+        image = decode_image(members["jpg"], key)
+        tensor, _ = augment_sample(image, {}, self.augment, self.mean, self.std, rng, bicubic=True)
+        return {"image": tensor, "targets": targets}
+
+
+@dataclass(frozen=True)
+class SegmenterSamples:
+    """Loads one image with its labels: `image` float32[3,h,w], `labels` uint8[h,w], `clean` bool[h,w],
+    `complements` uint8[h,w] (hybrid loss only).
+
+    `section.labels` says whose labels: the vote's, one seed's, or (upper bound only) the true masks.
+    """
+
+    pseudo: ShardIndex
+    seeds: ShardIndex | None
+    images: ShardIndex | None
+    section: TrainSection
+    mean: list[float]
+    std: list[float]
+    seed: int
+
+    def _maps(self, sample: Sample, key: str) -> tuple[bytes, dict[str, Any]]:
+        """The photograph's bytes and its label and clean maps at full size."""
+        position = (sample.shard, sample.position)
+        if self.section.labels == "vote":
+            voted = self.section.vote_threshold is not None
+            fields = ["jpg", "label.png", "votes.png" if voted else "clean.png"]
+            members = read_fields(self.pseudo, *position, fields)
+            labels = decode_mask(members["label.png"], key)
+            if voted:
+                clean = (decode_mask(members["votes.png"], key) >= self.section.vote_threshold) & (labels != 255)
+            else:
+                clean = decode_clean(members["clean.png"], key)
+            return members["jpg"], {"labels": labels, "clean": clean}
+        photo = read_fields(self.pseudo, *position, ["jpg"])["jpg"]
+        if self.section.labels == "truth":
+            assert self.images is not None
+            truth = read_truth(self.images, *position)
+            if truth is None:
+                raise ShardError(f"{key}: train.labels is `truth`, but this image has no mask; give masks or drop it")
+            return photo, {"labels": truth, "clean": truth != 255}
+        assert self.seeds is not None
+        field = f"s{self.seeds.extra['seeds'].index(self.section.labels.removeprefix('seed:'))}.png"
+        labels = decode_mask(read_fields(self.seeds, *position, [field])[field], key)
+        return photo, {"labels": labels, "clean": labels != 255}
+
+    def __call__(self, sample: Sample, key: str) -> dict[str, Tensor]:
+        photo, maps = self._maps(sample, key)
+        rng = numpy_generator(self.seed, sample.epoch, key, "augment")
+        image, placed = augment_sample(
+            decode_image(photo, key), maps, self.section.augment, self.mean, self.std, rng
+        )
+        loaded = {"image": image, **placed}
+        if self.section.loss == "hybrid":
+            loaded["complements"] = self._complements(placed["labels"], sample.epoch, key)
+        return loaded
+
+    def _complements(self, labels: Tensor, epoch: int, key: str) -> Tensor:
+        if self.section.complement == "assigned":
+            return labels
+        generator = torch_generator(self.seed, epoch, key, "complements")
+        drawn = sample_complements(labels, len(self.pseudo.classes), generator=generator)
+        return drawn.to(torch.uint8)

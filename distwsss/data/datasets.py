@@ -1,0 +1,22 @@
+"""The data sets by name: `DATASETS[config.data.dataset](config.data, split)` lists the images of a split.
+
+Called by `data/prepare.py`. A new data set is a function with this signature and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distwsss.config.schema import DataSection
+from distwsss.data.folder import list_folder
+from distwsss.data.listing import Item, Listing
+from distwsss.data.shapes import list_shapes
+from distwsss.data.voc import list_voc
+
+__all__ = ["DATASETS", "Item", "Listing"]
+
+DATASETS: dict[str, Callable[[DataSection, str], Listing]] = {
+    "voc": list_voc,
+    "folder": list_folder,
+    "shapes": list_shapes,
+}

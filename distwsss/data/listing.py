@@ -1,0 +1,187 @@
+"""What a data set offers to `prepare` (Listing, Item) and the text formats its readers share: class lists, tags, labels.
+
+Called by `data/voc.py`, `data/folder.py`, `data/shapes.py` (which make listings) and `data/prepare.py` (which reads them).
+Faults of one image are collected in `Item.problems`, so that `prepare` can report all of them at once; only what makes
+the whole data set unreadable is raised here.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distwsss.config.schema import DataSection
+from distwsss.errors import DataError, report_problems
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+BACKGROUND = "background"
+MOST_CLASSES = 255  # masks are uint8 and 255 means ignore
+
+
+@dataclass
+class Item:
+    """One image. `image` and `mask`: a file, or the encoded bytes themselves."""
+
+    name: str  # as the data set calls it; what messages and KEY.json say
+    image: Path | bytes
+    labels: list[int] | None  # sorted class ids 1..N; None: unlabelled (outside the train split only)
+    mask: Path | bytes | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Listing:
+    """The images of one split."""
+
+    classes: list[str]  # background first
+    items: list[Item]
+    labels_from: str  # xml | csv | masks | generated | none; recorded in the index and in reports
+    where: str = ""  # what lists the images, for messages about an empty split
+
+
+@dataclass
+class TagRow:
+    """One line of a CSV of image-level labels."""
+
+    name: str
+    labels: str
+    split: str | None
+    problems: list[str]
+
+
+def stem_of(name: str) -> str:
+    """`name` without its image suffix, if it has one: `a/b.c.jpg` -> `a/b.c`, `img.v2` -> `img.v2`."""
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def data_root(data: DataSection) -> Path:
+    """`data.root` as an existing folder, else DataError."""
+    if data.root is None:
+        raise DataError(f"`data.root` is not set, and dataset `{data.dataset}` needs it; use --set data.root=PATH")
+    root = Path(data.root)
+    if not root.is_dir():
+        raise DataError(f"`data.root`: found no folder {root}; use --set data.root=PATH with an existing one")
+    return root
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without byte order mark. Raises DataError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: found bytes that are not UTF-8 (at {error.start}); save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The non-empty lines of a text file, stripped."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def class_names(data: DataSection, root: Path) -> list[str] | None:
+    """Background and foreground names: `data.classes`, else root/classes.txt (line 1 = background), else None."""
+    path = root / "classes.txt"
+    if data.classes is not None:
+        names, where = [BACKGROUND, *data.classes], "`data.classes`"
+    elif path.is_file():
+        names, where = read_lines(path), str(path)
+    else:
+        return None
+    return check_classes(names, where)
+
+
+def check_classes(names: list[str], where: str) -> list[str]:
+    """`names` if they can be the classes of a data set, background first; else DataError."""
+    if not names or names[0].lower() != BACKGROUND:
+        raise DataError(f"{where}: found {names[:1]} first; allowed: `{BACKGROUND}` as line 1, then the class names")
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise DataError(f"{where}: found {len(names) - 1} foreground classes; allowed: 1..{MOST_CLASSES - 1}")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise DataError(f"{where}: found {', '.join(doubled)} more than once; allowed: distinct names")
+    return names
+
+
+def read_tags(path: Path) -> list[TagRow]:
+    """A CSV with header: a column `id`, `image` or `file`, a column `labels` or `tags`, and perhaps `split`.
+
+    Raises DataError for another header, a line without an image, or a file that is no CSV. A line with too many or too
+    few cells is a problem of its row.
+    """
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from error
+    header = [cell.lower() for cell in lines[0][1]] if lines else []
+    image, labels = _column(header, ("id", "image", "file")), _column(header, ("labels", "tags"))
+    if image is None or labels is None:
+        raise DataError(
+            f"{path}: found header {','.join(header)!r}; allowed: a column `id`, `image` or `file` and a column "
+            "`labels` or `tags`, separated by a comma"
+        )
+    split = _column(header, ("split",))
+    rows, nameless = [], []
+    for number, cells in lines[1:]:
+        found = len(cells)
+        cells += [""] * (len(header) - found)
+        wrong = f"{path.name} line {number}: found {found} cells; allowed: {len(header)}, as in the header (quote commas)"
+        rows.append(
+            TagRow(
+                cells[image],
+                cells[labels],
+                cells[split] if split is not None else None,
+                [wrong] if found != len(header) else [],
+            )
+        )
+        if not cells[image]:
+            nameless.append(f"line {number}: no {header[image]}")
+    if nameless:
+        raise DataError(report_problems(f"{path}", nameless))
+    return rows
+
+
+def _column(header: list[str], names: tuple[str, ...]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def split_tags(text: str, classes: list[str] | None, spaces: bool = True) -> list[str]:
+    """The class names or indices in one cell, separated by `;`, `|` or (where `spaces`) by spaces.
+
+    A part that is the name of a class as a whole is not split at its spaces.
+    """
+    tags = []
+    for part in filter(None, map(str.strip, re.split(r"[;|]", text))):
+        whole = not spaces or (classes is not None and part in classes)
+        tags += [" ".join(part.split())] if whole else part.split()
+    return tags
+
+
+def parse_labels(tags: list[str], classes: list[str]) -> tuple[list[int], list[str]]:
+    """Class ids (sorted, each once) of names or indices 1..N, and a problem for each tag that is neither."""
+    labels, problems = set(), []
+    for tag in tags:
+        index = classes.index(tag) if tag in classes else int(tag) if tag.isascii() and tag.isdigit() else None
+        if index is not None and 1 <= index < len(classes):
+            labels.add(index)
+        else:
+            problems.append(_unknown_class(tag, index, classes))
+    return sorted(labels), problems
+
+
+def _unknown_class(tag: str, index: int | None, classes: list[str]) -> str:
+    if index == 0:
+        return f"label {tag!r} is the background, which is not a label; allowed: foreground classes, or no label"
+    if index is not None:
+        return f"unknown class index {tag}; allowed: 1..{len(classes) - 1}"
+    close = difflib.get_close_matches(tag, classes[1:], n=1)
+    names = ", ".join(classes[1:21]) + (", ..." if len(classes) > 21 else "")
+    return f"unknown class {tag!r}; " + (f"did you mean `{close[0]}`?" if close else f"allowed: {names}")

@@ -1,0 +1,89 @@
+"""Reads samples by the index, without unpacking or scanning the tar. Called by data pipelines, seeds, evaluation.
+
+Only bytes come out; what they mean is decoded by `data.images` and `read_json_field`. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from distwsss.data.images import decode_mask
+from distwsss.data.shard_index import ShardIndex
+from distwsss.errors import ShardError
+
+OPEN_SHARDS = 32  # per process
+
+
+class _Handle:
+    """An open shard. Closed when the last user lets go of it, so eviction from the cache harms no thread."""
+
+    def __init__(self, path: str, size: int) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"{path}: cannot be opened ({error.strerror}); run distwsss verify") from error
+        found = os.fstat(self.descriptor).st_size
+        if found != size:
+            raise ShardError(f"{path}: found {found} bytes, the index says {size}; run distwsss verify")
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open(path: str, size: int, sha256: str) -> _Handle:
+    """Cached by content too: a shard written anew at the same path is opened anew. pread keeps no position,
+    so a forked process may use its parent's handles."""
+    return _Handle(path, size)
+
+
+def read_fields(index: ShardIndex, shard: int, position: int, fields: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of those `fields` that the sample has. Raises ShardError for a missing or short shard."""
+    record = index.shards[shard]
+    path = str(index.folder / record.name)
+    handle = _open(path, record.bytes, record.sha256)
+    members = record.members[position]
+    found = {}
+    for field in fields:
+        if field in members:
+            offset, size = members[field]
+            found[field] = os.pread(handle.descriptor, size, offset)
+            if len(found[field]) != size:
+                where = f"{path}: {record.keys[position]}.{field}"
+                raise ShardError(f"{where}: found {len(found[field])} of {size} bytes; run distwsss verify")
+    return found
+
+
+def iter_shard(index: ShardIndex, shard: int, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, {field: bytes}) of every sample of a shard in order; a field that a sample lacks is absent."""
+    for position, key in enumerate(index.shards[shard].keys):
+        yield key, read_fields(index, shard, position, fields)
+
+
+def read_json_field(data: bytes, where: str) -> dict[str, Any]:
+    """The `json` field as a dictionary. Raises ShardError naming `where`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ShardError(f"{where}: found {type(value).__name__}; allowed: an object")
+    return value
+
+
+def read_truth(index: ShardIndex, shard: int, position: int) -> np.ndarray | None:
+    """uint8[H,W] true class ids, 255 = ignore; None where the data set has no mask.
+
+    The one function through which truth is decoded (DESIGN, Image shard).
+    """
+    found = read_fields(index, shard, position, ["truth.png"])
+    if not found:
+        return None
+    return decode_mask(found["truth.png"], f"{index.folder}: {index.key(shard, position)}.truth.png")

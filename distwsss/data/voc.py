@@ -1,0 +1,112 @@
+"""PASCAL VOC devkit folders: JPEGImages, ImageSets/Segmentation, Annotations or cls_labels.csv, SegmentationClass.
+
+`list_voc` is called through `data.datasets.DATASETS`. Image-level labels come from the XML annotations, else from
+`cls_labels.csv`; masks become labels only where `data.labels_from: masks` says so.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from distwsss.config.schema import DataSection
+from distwsss.data.images import decode_mask
+from distwsss.data.listing import (
+    Item,
+    Listing,
+    class_names,
+    data_root,
+    parse_labels,
+    read_lines,
+    read_tags,
+    split_tags,
+)
+from distwsss.errors import DataError
+
+VOC_CLASSES = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+]
+LabelReader = Callable[[str], tuple[list[int] | None, list[str]]]  # id -> labels (None: it has none), problems
+
+
+def list_voc(data: DataSection, split: str) -> Listing:
+    """The images of ImageSets/Segmentation/SPLIT.txt; no items where that file does not exist.
+
+    Raises DataError when `data.root` is no devkit folder, or holds no image-level labels for the train split.
+    """
+    root = data_root(data)
+    if not (root / "JPEGImages").is_dir():
+        raise DataError(f"{root}: found no folder JPEGImages; allowed: a VOC devkit folder such as VOCdevkit/VOC2012")
+    classes = class_names(data, root) or VOC_CLASSES
+    split_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    names = read_lines(split_file) if split_file.is_file() else []
+    labels_from = _labels_from(data, root, required=split == data.train_split)
+    read_labels = _label_reader(labels_from, root, classes)
+    return Listing(classes, [_item(root, name, read_labels) for name in names], labels_from, str(split_file))
+
+
+def _item(root: Path, name: str, read_labels: LabelReader) -> Item:
+    image, mask = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
+    if name.startswith("/") or ".." in name.split("/"):
+        return Item(name, image, None, None, ["the id leads out of the data folder; allowed: ids below JPEGImages"])
+    labels, problems = read_labels(name)
+    return Item(name, image, labels, mask if mask.is_file() else None, problems)
+
+
+def _labels_from(data: DataSection, root: Path, required: bool) -> str:
+    sources = {"xml": root / "Annotations", "csv": root / "cls_labels.csv", "masks": root / "SegmentationClass"}
+    if data.labels_from != "auto":
+        if not sources[data.labels_from].exists():
+            raise DataError(f"`data.labels_from: {data.labels_from}`: found no {sources[data.labels_from]}")
+        return data.labels_from
+    for name in ("xml", "csv"):
+        if sources[name].exists():
+            return name
+    if required:
+        raise DataError(
+            f"{root}: found no image-level labels. Allowed: Annotations/ID.xml, or cls_labels.csv with the header "
+            "`id,labels`, or `data.labels_from: masks`, which derives the labels from the masks and says so in every report"
+        )
+    return "none"
+
+
+def _label_reader(labels_from: str, root: Path, classes: list[str]) -> LabelReader:
+    if labels_from == "xml":
+        return lambda name: _xml_labels(root / "Annotations" / f"{name}.xml", classes)
+    if labels_from == "masks":
+        return lambda name: _mask_labels(root / "SegmentationClass" / f"{name}.png", classes)
+    if labels_from == "csv":
+        return _csv_reader(root / "cls_labels.csv", classes)
+    return lambda name: (None, [])
+
+
+def _xml_labels(path: Path, classes: list[str]) -> tuple[list[int] | None, list[str]]:
+    """Classes of all objects, difficult ones included; the `name` of an object's parts (head, hand) is not a class."""
+    if not path.is_file():
+        return None, []
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+    except (ElementTree.ParseError, OSError) as error:
+        return None, [f"Annotations/{path.name}: not readable XML ({error})"]
+    return parse_labels([(thing.findtext("name") or "").strip() for thing in objects], classes)
+
+
+def _mask_labels(path: Path, classes: list[str]) -> tuple[list[int] | None, list[str]]:
+    try:
+        values = np.unique(decode_mask(path.read_bytes(), str(path)))
+    except (DataError, OSError):  # `prepare` reports the mask itself
+        return None, []
+    return [int(value) for value in values if 1 <= value < len(classes)], []
+
+
+def _csv_reader(path: Path, classes: list[str]) -> LabelReader:
+    table: dict[str, tuple[list[int] | None, list[str]]] = {}
+    for row in read_tags(path):
+        labels, problems = parse_labels(split_tags(row.labels, classes), classes)
+        doubled = [f"stands more than once in {path.name}"] if row.name in table else []
+        table[row.name] = (labels, [*row.problems, *problems, *doubled])
+    return lambda name: table.get(name, (None, []))

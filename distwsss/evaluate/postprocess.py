@@ -1,0 +1,65 @@
+"""Dense CRF over a segmenter's probabilities, in processes of its own. Called by `evaluate` and `predict`.
+
+Imports no torch: these functions run in spawned processes, which should start fast and stay small.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from distwsss.config.schema import CRFParams
+from distwsss.errors import RunError
+from distwsss.seeds.crf import refine
+
+
+def crf_labels(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> np.ndarray:
+    """image uint8[H,W,3], probabilities float[K,H,W] (any float dtype) -> class ids uint8[H,W] after a CRF over K.
+
+    Classes below `params.clip` everywhere in the image are left out. Their unary would be -log(clip) at every pixel, so
+    they can never win; what their marginals (about `clip`) would take from the others' messages is below 1e-3.
+    """
+    present = np.flatnonzero(probabilities.max(axis=(1, 2)) >= params.clip)
+    kept = probabilities[present].astype(np.float32)
+    kept /= kept.sum(axis=0, keepdims=True)
+    marginals = refine(image, kept[None], params)[0]
+    return present[marginals.argmax(axis=0)].astype(np.uint8)
+
+
+@contextmanager
+def bounded_pool(workers: int) -> Iterator[Callable[..., None]]:
+    """Yields `submit(consume, function, *arguments)`: `consume(function(*arguments))`, the function in a process.
+
+    Results are consumed here, in the order submitted, all of them before the block ends; at most 2 * workers calls are
+    in flight, so memory stays bounded. `workers` 0 calls in this process. Raises RunError when a worker is killed.
+    """
+    if workers == 0:
+        yield lambda consume, function, *arguments: consume(function(*arguments))
+        return
+    pending: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+    def consume_oldest() -> None:
+        consume, future = pending.popleft()
+        consume(future.result())
+
+    def submit(consume: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
+        if len(pending) >= 2 * workers:
+            consume_oldest()
+        pending.append((consume, pool.submit(function, *arguments)))
+
+    try:
+        yield submit
+        while pending:
+            consume_oldest()
+    except BrokenProcessPool as error:
+        raise RunError("a CRF process was killed (out of memory?); lower hardware.workers and run it again") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

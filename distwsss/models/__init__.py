@@ -1,0 +1,1 @@
+"""Networks: backbones, the classifier that gives CAMs, the segmenters, and how their weights are stored."""

@@ -1,0 +1,122 @@
+"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, and `tiny` for the demo."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distwsss.config.schema import BackboneSection
+from distwsss.errors import ConfigError
+from distwsss.models.weights import load_lite
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class TinyNet(nn.Module):
+    """Narrow network trained from scratch in seconds (demo, tests): five 3x3 stages, stride 8, 96 channels."""
+
+    channels = 96
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        if output_stride != 8:
+            raise ConfigError(f"backbone tiny: output_stride is {output_stride}; allowed: 8")
+        widths, strides = [3, 24, 48, 72, 96, 96], [2, 2, 2, 1, 1]
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+                )
+                for inside, outside, stride in zip(widths[:-1], widths[1:], strides, strict=True)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stages(images)  # B,96,H/8,W/8
+
+
+class TimmFeatures(nn.Module):
+    """The last feature map of a timm model at the asked output stride."""
+
+    def __init__(self, name: str, pretrained: bool, output_stride: int) -> None:
+        super().__init__()
+        try:
+            self.net = timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=[-1], output_stride=output_stride
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"backbone {name!r}: timm cannot make feature maps at output stride {output_stride} of it "
+                f"({type(error).__name__}: {error}); choose another name from timm.list_models() or another stride"
+            ) from error
+        stride = self.net.feature_info.reduction()[-1]
+        if stride != output_stride:
+            raise ConfigError(f"backbone {name!r}: output stride is {stride}; asked for {output_stride}")
+        self.channels: int = self.net.feature_info.channels()[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)[-1]
+
+
+class Backbone(nn.Module):
+    """images B,3,H,W, normalised by `mean` and `std` (of values in 0..1) -> features B,channels,H/stride,W/stride.
+
+    With `freeze_norm` BatchNorm keeps its statistics and affine terms through `train()`: batches here are small, and
+    gradients then do not depend on how a batch was split.
+    """
+
+    def __init__(self, section: BackboneSection) -> None:
+        super().__init__()
+        self.section, self.stride = section, section.output_stride
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        if section.name == "tiny":
+            if section.pretrained:
+                raise ConfigError("backbone tiny has no published weights; set `pretrained: false`")
+            self.net: nn.Module = TinyNet(section.output_stride)
+        elif section.name == "lite":
+            self.net = TimmFeatures("tf_efficientnet_lite0", False, section.output_stride)
+            self.mean, self.std = [0.498] * 3, [0.502] * 3
+            if section.pretrained:
+                load_lite(self.net.net)
+        else:
+            self.net = TimmFeatures(section.name, section.pretrained, section.output_stride)
+            published = getattr(self.net.net, "pretrained_cfg", None) or {}
+            self.mean = list(published.get("mean", self.mean))
+            self.std = list(published.get("std", self.std))
+        self.channels: int = self.net.channels
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for prefix in self.section.freeze:
+            matching = [p for name, p in self.net.named_parameters() if name.removeprefix("net.").startswith(prefix)]
+            if not matching:
+                raise ConfigError(f"backbone {self.section.name!r}: freeze: no parameter starts with {prefix!r}")
+            for parameter in matching:
+                parameter.requires_grad_(False)
+        if self.section.freeze_norm:
+            for norm in self._norms():
+                for parameter in norm.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.section.freeze_norm:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """uint8 or float 0..255 images [...,3,H,W] -> float32, scaled to 0..1, minus `mean`, over `std`."""
+    shape = (3, 1, 1)
+    offset = torch.tensor(mean, device=images.device).view(shape) * 255
+    scale = torch.tensor(std, device=images.device).view(shape) * 255
+    return (images.float() - offset) / scale

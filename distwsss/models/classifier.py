@@ -1,0 +1,48 @@
+"""The multi-label classifier whose activations give CAMs (METHOD section 1). Trained by `train`, used by `seeds`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distwsss.config.schema import BackboneSection
+from distwsss.models.backbones import Backbone
+
+
+class Classifier(nn.Module):
+    """Backbone, Dropout2d(p), 1x1 convolution without bias, global average pooling.
+
+    `classes` are all classes, background first; the network scores the N foreground classes, channel i - 1 for class i.
+    """
+
+    def __init__(self, backbone: BackboneSection, classes: list[str], dropout: float) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone)
+        self.classes, self.dropout_p = list(classes), dropout
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = nn.Conv2d(self.backbone.channels, len(classes) - 1, 1, bias=False)
+        nn.init.xavier_uniform_(self.head.weight)
+        self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images B,3,H,W (normalised) -> scores B,N before the sigmoid."""
+        return self.head(self.dropout(self.backbone(images))).mean(dim=(2, 3))
+
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """Scores the loss is summed over (one here)."""
+        return [self(images)]
+
+    def maps(self, images: Tensor) -> Tensor:
+        """images B,3,H,W -> B,N,h,w: ReLU(w_i^T f), Eq. 2 before its normalisation."""
+        return torch.relu(self.head(self.dropout(self.backbone(images))))
+
+    def architecture(self) -> dict[str, Any]:
+        """What `models.export` needs to build this network again."""
+        return {
+            "kind": "classifier",
+            "backbone": self.backbone.section.model_dump(),
+            "classes": self.classes,
+            "dropout": self.dropout_p,
+        }

@@ -1,0 +1,72 @@
+"""DeepLab heads on any backbone: LargeFOV (DeepLab-V1) and summed ASPP (DeepLab-V2). Built through `segmenters`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from distwsss.config.schema import BackboneSection
+from distwsss.models.backbones import Backbone
+
+ASPP_RATES = (6, 12, 18, 24)
+
+
+class LargeFOV(nn.Sequential):
+    """DeepLab-V1's head (Chen et al. 2015, arXiv 1412.7062): 3x3 dilation 12, 1x1, classifier."""
+
+    def __init__(self, inside: int, classes: int, width: int, dropout: float) -> None:
+        super().__init__(
+            nn.Conv2d(inside, width, 3, padding=12, dilation=12),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, classes, 1),
+        )
+
+
+class ASPP(nn.Module):
+    """DeepLab-V2's head (Chen et al. 2018, arXiv 1606.00915): the sum of four dilated 3x3 classifiers."""
+
+    def __init__(self, inside: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.branches = nn.ModuleList(nn.Conv2d(inside, classes, 3, padding=r, dilation=r) for r in ASPP_RATES)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.dropout(features)
+        return sum(branch(features) for branch in self.branches)
+
+
+class DeepLab(nn.Module):
+    """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background."""
+
+    def __init__(
+        self, backbone: BackboneSection, classes: list[str], head: str, head_channels: int, head_dropout: float
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone)
+        self.classes = list(classes)
+        self.options = {"head": head, "head_channels": head_channels, "head_dropout": head_dropout}
+        if head == "aspp":
+            self.head: nn.Module = ASPP(self.backbone.channels, len(classes), head_dropout)
+        else:
+            self.head = LargeFOV(self.backbone.channels, len(classes), head_channels, head_dropout)
+        self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """Logits the loss is summed over (one here)."""
+        return [self(images)]
+
+    def architecture(self) -> dict[str, Any]:
+        """What `models.export` needs to build this network again."""
+        section = self.backbone.section.model_dump()
+        return {"kind": "deeplab", "backbone": section, "classes": self.classes, **self.options}

@@ -1,0 +1,73 @@
+"""`save_pretrained` / `from_pretrained`: a folder with `model.safetensors` and `config.json`.
+
+Written by `train.checkpoint`; read by `seeds`, `evaluate` and users. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from distwsss.config.schema import BackboneSection
+from distwsss.errors import CheckpointError
+from distwsss.models.classifier import Classifier
+from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
+from distwsss.runtime.artifacts import read_json, write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save_pretrained(model: nn.Module, folder: Path) -> None:
+    """Weights and what is needed to build the network again, into an existing `folder`."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, model.architecture())
+
+
+def _build(folder: Path) -> nn.Module:
+    path = folder / CONFIG
+    try:
+        architecture = read_json(path)
+        if architecture["kind"] == "classifier":
+            section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
+            return Classifier(section, architecture["classes"], architecture["dropout"])
+        if architecture["kind"] in SEGMENTERS:
+            return rebuild_segmenter(architecture)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not found; allowed: a checkpoint folder, step-NNNNNNNN") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path}: does not describe a network of this version ({error})") from error
+    raise CheckpointError(f"{path}: kind {architecture['kind']!r}; allowed: classifier, {', '.join(SEGMENTERS)}")
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load `folder`'s weights into `model`. Raises CheckpointError listing missing, unexpected and misfit keys."""
+    path = folder / WEIGHTS
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    wanted = model.state_dict()
+    problems = [f"missing {key}" for key in wanted if key not in weights]
+    problems += [f"unexpected {key}" for key in weights if key not in wanted]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)}, allowed {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in weights and weights[key].shape != wanted[key].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: does not fit the network: {'; '.join(problems[:20])}")
+    model.load_state_dict(weights)
+
+
+def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The classifier or segmenter stored in a checkpoint folder, in eval mode on `device`."""
+    folder = Path(folder)
+    model = _build(folder)
+    load_weights(model, folder)
+    return model.to(device).eval()

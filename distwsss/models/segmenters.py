@@ -1,0 +1,36 @@
+"""Segmenters by name. Contract (DESIGN, Segmenter), held by `tests/unit/test_segmenters.py`:
+
+`forward(images: B,3,H,W) -> logits: B,K,h,w` with softmax(logits) the class distribution; `training_outputs(images)`
+a list of logits the loss is summed over; attributes `mean`, `std`, `stride`, `classes` (background first);
+`architecture()` for `models.export`; the backbone's parameters are named `backbone.*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from distwsss.config.schema import BackboneSection, TrainSection
+from distwsss.models.deeplab import DeepLab
+
+# kind -> constructor, called as SEGMENTERS[kind](backbone=..., classes=..., **options)
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {"deeplab": DeepLab}
+
+
+def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
+    """The segmenter that `train` asks for, from its backbone's published weights where these are asked for."""
+    options: dict[str, Any] = {
+        "head": section.head,
+        "head_channels": section.head_channels,
+        "head_dropout": section.head_dropout,
+    }
+    return SEGMENTERS[section.model](backbone=section.backbone, classes=classes, **options)
+
+
+def rebuild_segmenter(architecture: dict[str, Any]) -> nn.Module:
+    """The network that `architecture()` describes, without published weights."""
+    options = dict(architecture)
+    backbone = BackboneSection(**{**options.pop("backbone"), "pretrained": False})
+    return SEGMENTERS[options.pop("kind")](backbone=backbone, **options)

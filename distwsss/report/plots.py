@@ -1,0 +1,54 @@
+"""Training curves as inline SVG. Called by `report.html`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from distwsss.report.pictures import data_uri
+
+Series = dict[str, list[tuple[float, float]]]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl by step; of a step logged twice (before and after a restart) the later fields win.
+
+    A last line cut short by a kill is left out.
+    """
+    steps: dict[float, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            steps.setdefault(entry["step"], {}).update(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return [steps[step] for step in sorted(steps)]
+
+
+def series(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) wherever `name` was logged as a number."""
+    return [(entry["step"], entry[name]) for entry in metrics if isinstance(entry.get(name), int | float)]
+
+
+def line_plot(title: str, lines: Series) -> str:
+    """A small chart of `lines` over the step, as a data: URI; equal lines give equal bytes."""
+    with matplotlib.rc_context({"svg.hashsalt": "distwsss", "font.size": 9, "axes.spines.right": False}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for name, points in lines.items():
+            marker = "o" if len(points) < 12 else None
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3, marker=marker, markersize=3)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step")
+        axes.spines["top"].set_visible(False)
+        axes.grid(alpha=0.25)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return data_uri(buffer.getvalue(), "image/svg+xml")

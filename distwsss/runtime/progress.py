@@ -1,0 +1,50 @@
+"""Log lines and progress: a bar on a terminal, one line every few seconds elsewhere. Called by every stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger("distwsss")
+Item = TypeVar("Item")
+
+
+def setup_logging(debug: bool = False) -> None:
+    """Messages of rank 0 to stderr, warnings of the others; results are printed to stdout."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def track(items: Iterable[Item], total: int, what: str, unit: str = "image", every: float = 20.0) -> Iterator[Item]:
+    """Iterate with progress: tqdm on a terminal, otherwise a log line every `every` seconds and at the end."""
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+        yield from tqdm(items, total=total, desc=what, unit=unit, leave=False)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= every and done < total:
+            left = (now - start) / done * (total - done)
+            log.info(f"{what}: {done}/{total}, {done / (now - start):.2f} {unit}s/s, {duration(left)} left")
+            last = now
+    if done:
+        log.info(f"{what}: {done}/{total} in {duration(time.monotonic() - start)}")

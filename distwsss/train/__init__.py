@@ -1,0 +1,1 @@
+"""One loop that trains classifiers and segmenters, with checkpoints and exact resume."""

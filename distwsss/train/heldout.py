@@ -1,0 +1,29 @@
+"""mIoU on train ids kept out of training: single scale, no CRF. Called by `train.loop` at every checkpoint."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from torch import nn
+
+from distwsss.data.images import decode_image
+from distwsss.data.shard_index import Selection
+from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.evaluate.inference import predict_logits
+from distwsss.evaluate.miou import ConfusionMatrix
+from distwsss.train.engine import all_sum
+
+
+def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerator) -> float:
+    """mIoU in 0..1 over the selection's images that have a mask; rank r scores images r, r + world, ..."""
+    model.eval()
+    confusion = ConfusionMatrix(len(selection.index.classes))
+    places = [(shard, i) for shard, positions in enumerate(selection.positions) for i in positions]
+    for shard, position in places[accelerator.process_index :: accelerator.num_processes]:
+        truth = read_truth(selection.index, shard, position)
+        if truth is not None:
+            jpg = read_fields(selection.index, shard, position, ["jpg"])["jpg"]
+            image = decode_image(jpg, selection.index.key(shard, position))
+            scores = predict_logits(model, image, [1.0], False, accelerator.device)
+            confusion.update(scores.argmax(0).cpu().numpy(), truth)
+    confusion.matrix = all_sum(accelerator, confusion.matrix).cpu()
+    return confusion.miou()

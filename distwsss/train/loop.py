@@ -1,0 +1,272 @@
+"""The training loop: from a `Task` to checkpoints. Called by the `classify` and `train` stages (`train.stages`).
+
+A step's loss is S / C over the whole global batch (DESIGN, Loss). The loop reads the micro-batches of a step first,
+adds up their counts and the stop flag over the ranks in one collective, then backpropagates each micro-batch's
+`S_local * world * accumulation / C`: Accelerate divides by accumulation and the gradient reduction by the world.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from distwsss.config.schema import HardwareSection, duration_to_steps
+from distwsss.data.batches import Batch, MicroBatches, make_loader, split_batch
+from distwsss.errors import ConfigError, RunError
+from distwsss.models.export import load_weights
+from distwsss.runtime.artifacts import write_pointer
+from distwsss.runtime.faults import fault_point
+from distwsss.runtime.progress import duration, log
+from distwsss.runtime.seeding import derive_seed
+from distwsss.runtime.stop import StopSignal
+from distwsss.train.checkpoint import drop_optimizer_states, load_checkpoint, newest_checkpoint, save_checkpoint
+from distwsss.train.engine import all_sum, launched_world_size, make_accelerator
+from distwsss.train.heldout import held_out_miou
+from distwsss.train.optim import build_optimizer, lr_factor, set_lr
+from distwsss.train.task import Parts, Task
+
+
+class Outputs(nn.Module):
+    """Sends `training_outputs` through forward(), the only call that DDP and DeepSpeed see."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.model.training_outputs(images)
+
+
+@dataclass
+class Meter:
+    """Sums over the steps since the last log line, over this rank's micro-batches."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    steps: int = 0
+    start: float = field(default_factory=time.monotonic)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def add_parts(self, parts: Parts) -> None:
+        for name, (total, count) in parts.items():
+            self.add(f"{name}.sum", total.detach())
+            self.add(f"{name}.count", count)
+
+
+@dataclass
+class Run:
+    """What a step needs."""
+
+    task: Task
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    folder: Path
+    seed: int
+    total: int
+    attempt: int = 0
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def fit(
+    task: Task, hardware: HardwareSection, folder: Path, seed: int, resume: str = "auto", init_from: Path | None = None
+) -> Path:
+    """Train `task` to its end in `folder` and return the last checkpoint (the same path on every rank).
+
+    `resume`: auto (own LAST if there is one), must, never, or a checkpoint folder to start from when there is no own
+    one. Raises KeyboardInterrupt after saving when SIGINT or SIGTERM came; RunError for a loss that is not finite.
+    """
+    section, world = task.optim, launched_world_size()
+    if section.global_batch < world:
+        raise ConfigError(f"{task.name}: global_batch is {section.global_batch}; allowed: {world} or more, one a rank")
+    split = split_batch(section.global_batch, hardware.micro_batch, int(os.environ.get("RANK", "0")), world)
+    accelerator = make_accelerator(hardware, split.accumulation)
+    total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
+    optimizer = build_optimizer(task.model, section)
+    if init_from:
+        load_weights(task.model, init_from)
+    start, attempt = _resume(task, optimizer, folder / "checkpoints", resume)
+    wrapped = Outputs(task.model)
+    wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
+    run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, attempt)
+    log.info(
+        f"{task.name}: {len(task.selection)} images, {total} steps of {section.global_batch} = {world} rank(s) x "
+        f"{split.accumulation} micro-batch(es) of {split.micro_batch}, on {accelerator.device}"
+        + (f", from step {start}" if start else "")
+    )
+    batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
+    with StopSignal() as stop:
+        _steps(run, iter(make_loader(batches, start, hardware.loader_workers)), start, stop)
+    accelerator.wait_for_everyone()
+    if run.main() and not section.keep_optimizer:
+        drop_optimizer_states(run.checkpoints)
+    return run.checkpoints / f"step-{total:08d}"
+
+
+def _resume(task: Task, optimizer: torch.optim.Optimizer, checkpoints: Path, resume: str) -> tuple[int, int]:
+    """Load where to go on from; returns the next step and the number of this attempt."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    own = newest_checkpoint(checkpoints)
+    if own and resume == "never":
+        raise ConfigError(f"--resume never: {checkpoints} already holds a run; choose another name or delete it")
+    if not own and resume == "must":
+        raise ConfigError(f"--resume must: {checkpoints} holds no checkpoint")
+    source = own or (Path(resume) if resume not in ("auto", "must", "never") else None)
+    if source is None:
+        return 0, 0
+    trainer = load_checkpoint(source, task.model, optimizer, task.parameters)
+    return trainer["step"], trainer["attempt"] + 1
+
+
+def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> None:
+    """Steps `start` .. total - 1, with logging, checkpoints, held-out evaluation and the agreed stop."""
+    section, total = run.task.optim, run.total
+    warmup = duration_to_steps(section.warmup, len(run.task.selection), section.global_batch, total)
+    save_every = max(1, duration_to_steps(section.save_every, len(run.task.selection), section.global_batch, total))
+    began = last_line = time.monotonic()
+    for step in range(start, total):
+        batches = [next(loader) for _ in range(run.accelerator.gradient_accumulation_steps)]
+        count, stopping = _agree(run, batches, stop)
+        if stopping:
+            _save(run, step)
+            raise KeyboardInterrupt
+        set_lr(run.optimizer, section.lr * lr_factor(step, total, warmup, section))
+        _train_step(run, step, batches, count)
+        fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
+        if (step + 1) % section.log_every == 0 or step + 1 == total:
+            line = _log_metrics(run, step + 1)
+            if time.monotonic() - last_line > 20 or step + 1 == total:
+                left = (time.monotonic() - began) / (step + 1 - start) * (total - step - 1)
+                log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
+                last_line = time.monotonic()
+        if (step + 1) % save_every == 0 or step + 1 == total:
+            _save(run, step + 1)
+            _evaluate(run, step + 1)
+
+
+def _agree(run: Run, batches: list[Batch], stop: StopSignal) -> tuple[int, bool]:
+    """C of the step over all ranks, and whether one was asked to stop: one collective, before the first backward."""
+    local = sum(0 if batch["empty"] else run.task.counts(batch) for batch in batches)
+    count, stopping = all_sum(run.accelerator, torch.tensor([local, int(stop.asked)])).tolist()
+    return count, bool(stopping)
+
+
+def _train_step(run: Run, step: int, batches: list[Batch], count: int) -> None:
+    accelerator, last = run.accelerator, len(batches) - 1
+    finite = True
+    for micro, batch in enumerate(batches):
+        # dropout and drop-path depend on these names only, so nothing about the generator needs saving
+        torch.manual_seed(derive_seed(run.seed, step, accelerator.process_index, micro))
+        on_device = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        with nullcontext() if micro == last else accelerator.no_sync(run.model):
+            with accelerator.autocast():
+                outputs = run.model(on_device["image"])
+            total, parts = run.task.sums(outputs, on_device)
+            if batch["empty"]:  # a slice without samples: its graph takes part, with nothing to say
+                total, parts = total * 0, {}
+            finite = finite and bool(torch.isfinite(total))
+            if micro == last:
+                _check_finite(run, step, batches, finite)
+            loss = total * (accelerator.num_processes * accelerator.gradient_accumulation_steps / max(count, 1))
+            accelerator.backward(loss)
+        run.meter.add("loss", total.detach() / max(count, 1))
+        run.meter.add_parts(parts)
+        run.meter.images += 0 if batch["empty"] else len(batch["keys"])
+    if run.task.optim.clip_grad:
+        norm = accelerator.clip_grad_norm_(run.model.parameters(), run.task.optim.clip_grad)
+        run.meter.add("grad_norm", norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.meter.steps += 1
+
+
+def _check_finite(run: Run, step: int, batches: list[Batch], finite: bool) -> None:
+    """After the last forward and before the last backward, so that no rank steps on a bad gradient."""
+    bad = all_sum(run.accelerator, torch.tensor([int(not finite)]))
+    if int(bad):
+        keys = [] if finite else [key for batch in batches for key in batch["keys"]]
+        if run.accelerator.num_processes > 1:
+            keys = gather_object(keys)
+        raise RunError(
+            f"{run.task.name}: the loss is not finite at step {step + 1}; images of the ranks concerned: "
+            f"{', '.join(keys)}; lower the learning rate or look at these images. The last checkpoint is untouched"
+        )
+
+
+def _log_metrics(run: Run, step: int) -> str:
+    """One line of metrics.jsonl: means over the steps since the last one, over all ranks."""
+    meter, run.meter = run.meter, Meter()
+    names = sorted(meter.sums)
+    values = torch.tensor([*(meter.sums[name] for name in names), meter.images], dtype=torch.float64)
+    *sums, images = all_sum(run.accelerator, values).tolist()
+    mean = dict(zip(names, sums, strict=True))
+    metrics: dict[str, float] = {"loss": mean.pop("loss") / meter.steps}
+    if "grad_norm" in mean:
+        metrics["grad_norm"] = mean.pop("grad_norm") / meter.steps / run.accelerator.num_processes
+    pixels = sum(value for name, value in mean.items() if name.endswith(".count"))
+    for name in [name.removesuffix(".sum") for name in mean if name.endswith(".sum")]:
+        part_count = mean[f"{name}.count"]
+        metrics[name] = mean[f"{name}.sum"] / max(part_count, 1)
+        metrics[f"{name}_share"] = part_count / max(pixels, 1)
+    lr = run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["multiplier"]
+    speed = images / max(time.monotonic() - meter.start, 1e-9)
+    if run.main():
+        entry = {"attempt": run.attempt, "step": step, "lr": lr, **metrics, "images_per_second": round(speed, 3)}
+        _append(run, entry)
+    return f"loss {metrics['loss']:.4f}, lr {lr:.2e}, {speed:.1f} images/s"
+
+
+def _append(run: Run, entry: dict[str, float]) -> None:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _save(run: Run, step: int) -> None:
+    """A checkpoint by the main process; all ranks wait for it. The finished run keeps no optimizer state."""
+    if run.main():
+        done = step == run.total and not run.task.optim.keep_optimizer
+        trainer = {"step": step, "total": run.total, "attempt": run.attempt, "parameters": run.task.parameters}
+        state = None if done else run.optimizer.state_dict()
+        save_checkpoint(run.checkpoints, run.task.model, state, trainer, run.task.optim.keep_last)
+    run.accelerator.wait_for_everyone()
+
+
+def _evaluate(run: Run, step: int) -> None:
+    """Held-out mIoU at every checkpoint; BEST points to the highest. Training does not depend on it."""
+    if run.task.held_out is None:
+        return
+    miou = held_out_miou(run.task.model, run.task.held_out, run.accelerator)
+    run.task.model.train()
+    if run.main() and not math.isnan(miou):
+        log.info(f"{run.task.name}: step {step}, held-out mIoU {100 * miou:.2f}")
+        _append(run, {"attempt": run.attempt, "step": step, "heldout_miou": miou})
+        best = _best(run.folder / "metrics.jsonl")
+        if best <= miou:
+            write_pointer(run.checkpoints / "BEST", run.checkpoints / f"step-{step:08d}")
+    run.accelerator.wait_for_everyone()
+
+
+def _best(metrics: Path) -> float:
+    """The highest held-out mIoU written so far."""
+    lines = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
+    return max(line["heldout_miou"] for line in lines if "heldout_miou" in line)

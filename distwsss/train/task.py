@@ -1,0 +1,144 @@
+"""What is trained: the classifier task and the segmenter task. The loop knows only this interface:
+
+`terms`     names of the loss terms (each weight 1);
+`counts`    batch -> C of each term on this micro-batch, from labels and masks alone, int;
+`sums`      (outputs, batch) -> S of each term, float32 with graph, and parts to log as (sum, count);
+`model`, `samples` (loads one image), `selection` (which images), and optionally `held_out` (mIoU on ids kept out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distwsss.config import Config
+from distwsss.config.schema import AugmentSection, OptimSection, TrainSection
+from distwsss.data.batches import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.shard_index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.errors import ConfigError, ShardError
+from distwsss.losses.classification import multilabel_loss
+from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
+from distwsss.models.classifier import Classifier
+from distwsss.models.segmenters import build_segmenter
+from distwsss.runtime.seeding import derive_seed
+
+Parts = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Task:
+    """See the module's docstring. `parameters` are what the stage's fingerprint covers."""
+
+    name: str
+    model: nn.Module
+    samples: LoadSample
+    selection: Selection
+    optim: OptimSection
+    augment: AugmentSection
+    parameters: dict[str, Any]
+    counts: Callable[[Batch], int]
+    sums: Callable[[list[Tensor], Batch], tuple[Tensor, Parts]]
+    held_out: Selection | None = None
+
+
+def classifier_task(config: Config, dropout: float) -> Task:
+    """Classifier of dropout probability `dropout`, Eq. 1, on all train images."""
+    section, index = config.classify, load_index(images_dir(config, "train"), "images")
+    torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
+    model = Classifier(section.backbone, index.classes, dropout)
+    parameters = {
+        "seed": config.seed,
+        "classify": {**section.parameters(), "dropouts": None},  # each p is a run of its own
+        "dropout": dropout,
+        "inputs": {"images": index.fingerprint},
+    }
+    return Task(
+        name=f"classify {dropout:.2f}",
+        model=model,
+        samples=ClassifierSamples(index, section.augment, model.mean, model.std, config.seed),
+        selection=index.all(),
+        optim=section.optim,
+        augment=section.augment,
+        parameters=parameters,
+        counts=lambda batch: len(batch["image"]),
+        sums=_classifier_sums,
+    )
+
+
+def _classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
+    losses = [multilabel_loss(scores, batch["targets"]) for scores in outputs]
+    return torch.stack([loss for loss, _ in losses]).sum(), {}
+
+
+def segmenter_task(config: Config) -> Task:
+    """The segmenter on pseudo-labels with the loss that `train.loss` names, on the ids not held out."""
+    section, pseudo = config.train, load_index(pseudo_dir(config), "pseudo")
+    voters = pseudo.extra["seeds"]
+    if section.vote_threshold is not None and section.vote_threshold > len(voters):
+        raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{len(voters)}, as many vote")
+    images = _beside(load_index(images_dir(config, "train"), "images"), pseudo) if section.labels == "truth" else None
+    seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo) if section.labels.startswith("seed:") else None
+    torch.manual_seed(derive_seed(config.seed, "train"))
+    model = build_segmenter(section, pseudo.classes)
+    return Task(
+        name="train",
+        model=model,
+        samples=SegmenterSamples(pseudo, seeds, images, section, model.mean, model.std, config.seed),
+        selection=pseudo.select(lambda key: not is_held_out(key, section)),
+        optim=section.optim,
+        augment=section.augment,
+        parameters={"seed": config.seed, "train": section.parameters(), "inputs": {"pseudo": pseudo.fingerprint}},
+        counts=_valid_pixels,
+        sums=lambda outputs, batch: segmenter_sums(outputs, batch, section),
+        held_out=_held_out_images(config, section),
+    )
+
+
+def _beside(other: ShardIndex, pseudo: ShardIndex) -> ShardIndex:
+    """`other`, checked to hold the same images at the same places as the pseudo-label shards."""
+    if [shard.keys for shard in other.shards] != [shard.keys for shard in pseudo.shards]:
+        raise ShardError(f"{other.folder} and {pseudo.folder} do not hold the same images; make the seeds anew")
+    return other
+
+
+def is_held_out(key: str, section: TrainSection) -> bool:
+    """Whether an image is kept out of segmenter training: decided by its key alone, the same in every run."""
+    return derive_seed("holdout", key) / 2**63 < section.holdout
+
+
+def _held_out_images(config: Config, section: TrainSection) -> Selection | None:
+    index = load_index(images_dir(config, "train"), "images")
+    held_out = index.select(lambda key: is_held_out(key, section))
+    has_truth = any("truth.png" in members for shard in index.shards for members in shard.members)
+    return held_out if len(held_out) and has_truth and section.evaluate_every else None
+
+
+def _valid_pixels(batch: Batch) -> int:
+    return int((batch["labels"] != 255).sum())
+
+
+def segmenter_sums(outputs: list[Tensor], batch: Batch, section: TrainSection) -> tuple[Tensor, Parts]:
+    """S of the one term of `section.loss`, summed over the outputs, and its parts."""
+    labels, clean = batch["labels"], batch["clean"]
+    valid = labels != 255
+    total, parts = torch.zeros((), device=labels.device), {}
+    for logits in outputs:
+        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        if section.loss == "cross_entropy":
+            parts = {"positive": cross_entropy_term(logits, labels, valid)}
+        elif section.loss == "positive":
+            parts = {"positive": positive_loss(logits, labels, valid, temperature=section.temperature)}
+        else:
+            parts = {
+                "positive": positive_loss(logits, labels, valid & clean, temperature=section.temperature),
+                "negative": negative_loss(
+                    logits, batch["complements"], valid & ~clean, temperature=section.temperature
+                ),
+            }
+        total = total + torch.stack([part for part, _ in parts.values()]).sum()
+    return total, parts

@@ -1,0 +1,249 @@
+"""Decoding is exact or an error that names the file; encoding is deterministic and reversible."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image, ImageFile
+
+from distwsss.data import images
+from distwsss.errors import DataError
+
+WHERE = "pictures/cat.7.jpg"
+masks = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+def photograph(height: int = 12, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand, after its specification."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def fails(function, data: bytes, *words: str, **options: object) -> None:
+    with pytest.raises(DataError) as caught:
+        function(data, WHERE, **options)
+    for word in (WHERE, *words):
+        assert word in str(caught.value)
+
+
+# --- images ---
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
+def test_lossless_image_is_exact(form):
+    image = photograph()
+    found = images.decode_image(encoded(Image.fromarray(image), form), WHERE)
+    np.testing.assert_array_equal(found, image)
+    assert found.dtype == np.uint8
+    assert found.flags.writeable
+
+
+# Orientation -> how stored rows and columns become upright ones (EXIF 2.32, tag 0x0112).
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = encoded(Image.fromarray(photograph()), "JPEG", quality=95)
+    turned = encoded(Image.fromarray(photograph()), "JPEG", quality=95, exif=exif)
+    expected = UPRIGHT[orientation](images.decode_image(plain, WHERE))
+    np.testing.assert_array_equal(images.decode_image(turned, WHERE), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_other_modes_become_rgb(mode):
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    image = Image.fromarray(photograph()).convert(mode)
+    expected = np.array(image.convert("RGB"))
+    np.testing.assert_array_equal(images.decode_image(encoded(image, form), WHERE), expected)
+
+
+def test_16_bit_image_is_refused():
+    fails(images.decode_image, encoded(Image.fromarray(np.full((4, 4), 3000, np.uint16))), "I;16", "allowed")
+
+
+def test_html_named_jpg_is_refused():
+    fails(images.decode_image, b"<html><body>404 not found</body></html>", "<html>", "allowed")
+    fails(images.decode_image, b"")
+
+
+def test_truncated_jpeg_is_refused():
+    data = encoded(Image.fromarray(photograph(64, 64)), "JPEG")
+    fails(images.decode_image, data[: len(data) // 2], "truncated")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_every_cut_of_a_png_is_refused():
+    data = encoded(Image.fromarray(photograph(4, 4)))
+    for length in range(data.index(b"IEND")):
+        fails(images.decode_image, data[:length])
+
+
+def test_too_many_pixels_are_refused_before_decoding():
+    # The header promises 10000 x 10000, the pixel data is rubbish: decoding it would be another error.
+    data = png(10_000, 10_000, 8, 0, b"rubbish")
+    fails(images.decode_image, data, "10000 x 10000", "at most 40000000", max_pixels=40_000_000)
+    fails(images.decode_mask, data, "10000 x 10000", max_pixels=40_000_000)
+
+
+def test_bomb_is_refused_without_a_limit_of_ours():
+    row = b"\0" * 14_001
+    data = png(14_000, 14_000, 8, 0, row * 14_000)
+    assert len(data) < 300_000
+    fails(images.decode_image, data, "too many pixels")
+    fails(images.decode_mask, data, "too many pixels")
+
+
+def test_max_pixels_itself_is_allowed():
+    data = encoded(Image.fromarray(photograph(10, 10)))
+    assert images.decode_image(data, WHERE, max_pixels=100).shape == (10, 10, 3)
+    fails(images.decode_image, data, max_pixels=99)
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"BM", b"RIFF"]))
+def test_any_bytes_give_an_image_or_a_data_error(data, start):
+    for decode in (images.decode_image, images.decode_mask, images.decode_clean):
+        try:
+            decode(start + data, WHERE)
+        except DataError as error:
+            assert WHERE in str(error)  # noqa: PT017
+
+
+def test_jpeg_mode():
+    image = Image.fromarray(photograph())
+    for mode in ("RGB", "L", "CMYK"):
+        assert images.jpeg_mode(encoded(image.convert(mode), "JPEG"), WHERE) == mode
+    assert images.jpeg_mode(encoded(image), WHERE) is None
+    assert images.jpeg_mode(b"<html>", WHERE) is None
+
+
+def test_encode_jpeg_is_close_and_deterministic():
+    smooth = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3))
+    data = images.encode_jpeg(smooth)
+    assert data == images.encode_jpeg(smooth)
+    assert np.abs(images.decode_image(data, WHERE).astype(int) - smooth).max() <= 3
+
+
+# --- masks ---
+
+
+@given(masks)
+def test_palette_and_grey_are_reversible(mask):
+    for encode in (images.encode_palette, images.encode_gray):
+        data = encode(mask)
+        assert data == encode(np.asfortranarray(mask))
+        found = images.decode_mask(data, WHERE)
+        np.testing.assert_array_equal(found, mask)
+        assert found.dtype == np.uint8
+
+
+@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=20)))
+def test_clean_is_reversible(clean):
+    found = images.decode_clean(images.encode_clean(clean), WHERE)
+    np.testing.assert_array_equal(found, clean)
+    assert found.dtype == np.bool_
+
+
+def test_palette_png_is_read_as_indices():
+    mask = np.array([[0, 15, 20, 255]], dtype=np.uint8)
+    image = Image.open(io.BytesIO(images.encode_palette(mask)))
+    assert image.mode == "P"
+    assert np.array(image.convert("L")).tolist() != mask.tolist()  # what a grey reader makes of it
+    np.testing.assert_array_equal(images.decode_mask(images.encode_palette(mask), WHERE), mask)
+
+
+def test_small_palettes_are_read_as_indices():
+    for bits in (1, 2, 4):
+        mask = np.arange(2**bits, dtype=np.uint8)[None]
+        image = Image.fromarray(mask)
+        image.putpalette(images.voc_palette().tobytes())
+        data = encoded(image, bits=bits)
+        assert data[24] == bits
+        np.testing.assert_array_equal(images.decode_mask(data, WHERE), mask)
+
+
+def test_palette_is_that_of_voc():
+    palette = images.voc_palette()
+    expected = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    assert {i: tuple(map(int, palette[i])) for i in expected} == expected
+    assert len({tuple(colour) for colour in palette.tolist()}) == 256
+
+
+def test_wrong_masks_are_refused():
+    rgb = Image.fromarray(photograph())
+    fails(images.decode_mask, encoded(rgb), "RGB", "L or P")
+    fails(images.decode_mask, encoded(rgb.convert("LA")), "LA")
+    fails(images.decode_mask, encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "I;16")
+    fails(images.decode_mask, encoded(rgb.convert("1")), "found pixel mode 1")
+    fails(images.decode_mask, encoded(rgb.convert("L"), "JPEG"), "PNG")
+    fails(images.decode_clean, encoded(rgb.convert("L")), "found pixel mode L")
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_grey_masks_that_pil_would_scale_are_refused(depth):
+    fails(images.decode_mask, png(2, 1, depth, 0, b"\0\x10"), f"{depth}-bit")
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_any_flipped_bit_in_a_mask_is_refused(bit):
+    """PIL alone decodes some of these to other values: it skips the checksums."""
+    data = images.encode_gray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << bit
+        fails(images.decode_mask, bytes(damaged))
+
+
+def test_encoders_refuse_other_arrays():
+    for encode, array in [
+        (images.encode_palette, np.zeros((2, 2), np.int64)),
+        (images.encode_gray, np.zeros((2, 2, 3), np.uint8)),
+        (images.encode_clean, np.zeros((2, 2), np.uint8)),
+    ]:
+        with pytest.raises(ValueError, match="allowed"):
+            encode(array)
+
+
+@settings(max_examples=20)
+@given(masks)
+def test_encoding_does_not_change_its_input(mask):
+    before = mask.copy()
+    images.encode_palette(mask)
+    np.testing.assert_array_equal(mask, before)
