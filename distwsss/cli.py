@@ -157,7 +157,7 @@ def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
             "PATH: a checkpoint folder to start from where the run has none of its own",
         )
     if verb in ("run", "train"):
-        parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder: the segmenter starts from its weights")
+        parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder whose weights to start from")
     if verb in ("evaluate", "predict"):
         parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder (default: evaluate.checkpoint's)")
     if verb == "evaluate":

@@ -128,6 +128,12 @@ def _describe(error: dict[str, Any], origin: dict[str, str], default: str) -> st
     return f"{where}: `{dotted}`: found {error['input']!r}; {message}{hint}"
 
 
+def _defaults() -> dict[str, Any]:
+    """The default tree, so that a file which sets one key of a section keeps that section's other defaults."""
+    fields = Config.model_fields
+    return {name: fields[name].default.model_dump() for name in fields if isinstance(fields[name].default, BaseModel)}
+
+
 def load_config(path: str | Path, profile: str | None = None, overrides: list[str] | None = None) -> Config:
     """Read `path`, overlay the profile, then each `key=value` of `overrides`.
 
@@ -146,9 +152,11 @@ def load_config(path: str | Path, profile: str | None = None, overrides: list[st
 
 
 def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, where: str = "configuration") -> Config:
-    """A `Config` from nested dictionaries. Raises ConfigError with every problem."""
+    """A `Config` from nested dictionaries, over the defaults. Raises ConfigError with every problem."""
+    complete = _defaults()
+    _overlay(complete, tree, where, {})
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(complete)
     except ValidationError as error:
         problems = [_describe(dict(item), origin or {}, where) for item in error.errors()]
         raise ConfigError(report_problems("The configuration is not valid", problems)) from error

@@ -149,23 +149,19 @@ class PrepareSection(Section):
 
 
 class AugmentSection(Section):
-    """Random scale, flip, colour jitter and crop. `resize_long`: the longest side is drawn from this range (pixels);
-    `scale`: the image is scaled by a factor drawn from this range. One of the two, or neither."""
+    """Random scale, flip, colour jitter and crop. `resize` is the range drawn from: of factors of the image's size, or
+    of its longest side in pixels, as `resize_by` says."""
 
     crop: int = Field(448, ge=16)
-    resize_long: list[int] | None = Field(None, min_length=2, max_length=2)
-    scale: list[float] | None = Field(None, min_length=2, max_length=2)
+    resize: list[float] = Field([0.5, 1.5], min_length=2, max_length=2)
+    resize_by: Literal["factor", "longest_side"] = "factor"
     flip: bool = True
     color_jitter: list[float] = Field([0.3, 0.3, 0.3, 0.1], min_length=4, max_length=4)
 
     @model_validator(mode="after")
-    def _one_range(self) -> AugmentSection:
-        if self.resize_long and self.scale:
-            raise ValueError("both `resize_long` and `scale` are set; allowed: one of them")
-        for name in ("resize_long", "scale"):
-            bounds = getattr(self, name)
-            if bounds and not 0 < bounds[0] <= bounds[1]:
-                raise ValueError(f"`{name}` is {bounds}; allowed: [low, high] with 0 < low <= high")
+    def _range(self) -> AugmentSection:
+        if not 0 < self.resize[0] <= self.resize[1]:
+            raise ValueError(f"`resize` is {self.resize}; allowed: [low, high] with 0 < low <= high")
         return self
 
 
@@ -204,7 +200,7 @@ class ClassifySection(Section):
 
     dropouts: list[Probability] = Field([0.05, 0.10, 0.20, 0.30], min_length=1)
     backbone: BackboneSection = BackboneSection()
-    augment: AugmentSection = AugmentSection(resize_long=[256, 512])
+    augment: AugmentSection = AugmentSection(resize=[256, 512], resize_by="longest_side")
     optim: OptimSection = OptimSection()
 
 
@@ -241,7 +237,7 @@ class TrainSection(Section):
     complement: Literal["uniform", "assigned"] = "uniform"
     vote_threshold: int | None = Field(None, ge=1, description="another t than the pseudo-label shards were made with")
     holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
-    augment: AugmentSection = AugmentSection(scale=[0.5, 1.5])
+    augment: AugmentSection = AugmentSection()
     optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
     evaluate_every: Duration | None = Field(None, description="held-out mIoU at these steps, and BEST by it")
 

@@ -116,9 +116,7 @@ def _tag_pictures(rows: list[TagRow], pictures: _Pictures) -> dict[str, TagRow]:
     return tagged
 
 
-def _names(
-    data: DataSection, split: str, root: Path, rows: list[TagRow], pictures: _Pictures
-) -> tuple[str, list[str]]:
+def _names(data: DataSection, split: str, root: Path, rows: list[TagRow], pictures: _Pictures) -> tuple[str, list[str]]:
     """What lists the split, and its relative picture names in that order."""
     path = root / f"{split}.txt"
     if path.is_file():
@@ -135,9 +133,7 @@ def _names(
     return str(root / data.tags), [name for name in resolved if name not in kept_out]
 
 
-def _item(
-    masks: Path, name: str, pictures: _Pictures, tagged: dict[str, TagRow], classes: list[str]
-) -> Item:
+def _item(masks: Path, name: str, pictures: _Pictures, tagged: dict[str, TagRow], classes: list[str]) -> Item:
     mask = masks / f"{stem_of(name)}.png"
     item = Item(name, pictures.folder / name, None, mask if mask.is_file() else None)
     item.problems += [pictures.ambiguous[name]] if name in pictures.ambiguous else []

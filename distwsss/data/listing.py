@@ -1,8 +1,8 @@
-"""What a data set offers to `prepare` (Listing, Item) and the text formats its readers share: class lists, tags, labels.
+"""What a data set offers to `prepare` (Listing, Item), and the text formats that data sets share.
 
-Called by `data/voc.py`, `data/folder.py`, `data/shapes.py` (which make listings) and `data/prepare.py` (which reads them).
-Faults of one image are collected in `Item.problems`, so that `prepare` can report all of them at once; only what makes
-the whole data set unreadable is raised here.
+Called by `data/voc.py`, `data/folder.py` and `data/shapes.py`, which make listings, and by `data/prepare.py` and
+`data/check.py`, which read them. Faults of one image are collected in `Item.problems`, so that all of them are reported
+at once; only what makes the whole data set unreadable is raised here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distwsss.config.schema import DataSection
+from distwsss.data.shard_format import key_from_name
 from distwsss.errors import DataError, report_problems
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -59,6 +60,15 @@ def stem_of(name: str) -> str:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def item_key(item: Item) -> str:
+    """The shard key of an image: its name without suffix, escaped. Raises DataError for a name that is too long."""
+    return key_from_name(stem_of(item.name))
+
+
+def read_source(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def data_root(data: DataSection) -> Path:
@@ -131,17 +141,11 @@ def read_tags(path: Path) -> list[TagRow]:
     split = _column(header, ("split",))
     rows, nameless = [], []
     for number, cells in lines[1:]:
-        found = len(cells)
-        cells += [""] * (len(header) - found)
-        wrong = f"{path.name} line {number}: found {found} cells; allowed: {len(header)}, as in the header (quote commas)"
-        rows.append(
-            TagRow(
-                cells[image],
-                cells[labels],
-                cells[split] if split is not None else None,
-                [wrong] if found != len(header) else [],
-            )
-        )
+        found, wanted = len(cells), len(header)
+        cells += [""] * (wanted - found)
+        wrong = f"{path.name} line {number}: found {found} cells; allowed: {wanted}, as in the header (quote commas)"
+        problems = [wrong] if found != wanted else []
+        rows.append(TagRow(cells[image], cells[labels], cells[split] if split is not None else None, problems))
         if not cells[image]:
             nameless.append(f"line {number}: no {header[image]}")
     if nameless:

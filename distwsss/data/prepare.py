@@ -1,32 +1,29 @@
 """The stage `prepare`: checks a data set as a whole, then writes its image shards. Called by `cli` and by `evaluate`.
 
-A first pass decodes every image and mask and reports all problems of both splits at once; only then is anything written.
-Masks travel as `truth.png`; their digest is kept beside the parameters, not among them, so that no fingerprint of a later
-stage depends on masks.
+A first pass decodes every image and mask and reports all problems of both splits at once; only then is anything
+written. Masks travel as `truth.png`; their digest is kept beside the parameters, not among them, so that no fingerprint
+of a later stage depends on masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from distwsss.config.schema import Config, DataSection
+from distwsss.config.schema import Config
+from distwsss.data.check import listing_problems
 from distwsss.data.datasets import DATASETS
 from distwsss.data.images import decode_image, decode_mask, encode_jpeg, encode_palette, jpeg_mode
-from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, stem_of
-from distwsss.data.shard_format import INDEX, key_from_name
-from distwsss.data.shard_index import ShardIndex, images_dir, load_index
+from distwsss.data.listing import Item, Listing, item_key, read_source
+from distwsss.data.shard_format import INDEX
+from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, to_json
 from distwsss.runtime.progress import log, track
 
-IGNORE = 255
 PER_SAMPLE = 4096  # bytes of tar headers, padding, JSON and index, at most
 
 
@@ -43,7 +40,8 @@ class _Split:
 def prepare(config: Config) -> None:
     """Image shards of the train split and, where there is one, of the val split, under shard_dir/images.
 
-    Raises DataError with every problem of the data, ConfigError when the shards were made from other data or parameters.
+    Raises DataError with every problem of the data, and ConfigError when the shards were made from other data, masks or
+    parameters.
     """
     splits = []
     for role, name in (("train", config.data.train_split), ("val", config.data.val_split)):
@@ -77,7 +75,7 @@ def _empty(name: str, listing: Listing) -> str:
 
 def _prepare(config: Config, splits: list[_Split]) -> None:
     pending = [split for split in splits if not _is_complete(config, split)]
-    problems = [f"{split.name}: {problem}" for split in pending for problem in _problems(config, split)]
+    problems = [f"{split.name}: {problem}" for split in pending for problem in _check(config, split)]
     if problems:
         raise DataError(report_problems("The data cannot be used; nothing was written", problems))
     for split in pending:
@@ -86,7 +84,9 @@ def _prepare(config: Config, splits: list[_Split]) -> None:
         _write(config, split)
 
 
-# What the shards are made from
+def _check(config: Config, split: _Split) -> list[str]:
+    what = f"prepare: checking {split.name}"
+    return listing_problems(split.listing, config.data, split.labelled, config.hardware.workers, what)
 
 
 def _parameters(config: Config, split: str, listing: Listing) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _parameters(config: Config, split: str, listing: Listing) -> dict[str, Any]:
 
 def _truth_digest(listing: Listing) -> str | None:
     """Digest of all masks' bytes; None without masks."""
-    masks = [[item.name, sha256_bytes(_read(item.mask))] for item in _by_name(listing) if item.mask is not None]
+    masks = [[item.name, sha256_bytes(read_source(item.mask))] for item in _by_name(listing) if item.mask is not None]
     return fingerprint(masks) if masks else None
 
 
@@ -128,114 +128,27 @@ def _is_complete(config: Config, split: _Split) -> bool:
     return True
 
 
-# Checks: nothing is written before all of them passed
-
-
-def _problems(config: Config, split: _Split) -> list[str]:
-    """Every problem of a split, `ID: what` each, in the order of the listing."""
-    items, classes = split.listing.items, len(split.listing.classes)
-    repeated = _repeated(items)
-    with ThreadPoolExecutor(max(1, config.hardware.workers)) as pool:
-        found = pool.map(lambda item: _item_problems(item, classes, config.data), items)
-        checked = list(track(found, len(items), f"prepare: checking {split.name}"))
-    problems = []
-    for position, (item, of_files) in enumerate(zip(items, checked, strict=True)):
-        of_labels = _label_problems(item, split, config.data.allow_empty)
-        problems += [f"{item.name}: {text}" for text in [*item.problems, *repeated.get(position, []), *of_labels]]
-        problems += of_files
-    return problems
-
-
-def _repeated(items: list[Item]) -> dict[int, list[str]]:
-    """Position -> problem of the items whose id, or key, an earlier item has; and ids that no key can be made of."""
-    owner: dict[str, str] = {}
-    problems: dict[int, list[str]] = {}
-    for position, item in enumerate(items):
-        try:
-            other = owner.setdefault(_key(item), item.name) if _key(item) in owner else None
-            owner.setdefault(_key(item), item.name)
-        except DataError as error:
-            problems[position] = [str(error)]
-            continue
-        if other is not None:
-            same = "duplicate id; allowed: each once"
-            problems[position] = [same if other == item.name else f"same key {_key(item)} as {other}; rename one"]
-    return problems
-
-
-def _label_problems(item: Item, split: _Split, allow_empty: bool) -> list[str]:
-    if not split.labelled or (item.labels is None and item.problems):
-        return []
-    if item.labels is None:
-        return [f"no image-level labels (labels_from: {split.listing.labels_from}); the train split needs them"]
-    if not item.labels and not item.problems and not allow_empty:
-        return ["empty label list; if it shows background only, set `data.allow_empty: true`"]
-    return []
-
-
-def _item_problems(item: Item, classes: int, data: DataSection) -> list[str]:
-    """What is wrong with the files of one image, each text naming its id."""
-    problems, shape = [], None
-    try:
-        shape = decode_image(_read(item.image), item.name, data.max_pixels).shape[:2]
-    except FileNotFoundError:
-        problems.append(f"{item.name}: no image {item.image}; allowed: {', '.join(IMAGE_SUFFIXES)} files")
-    except OSError as error:
-        problems.append(f"{item.name}: {item.image} cannot be read ({error.strerror})")
-    except DataError as error:
-        problems.append(str(error))
-    if item.mask is not None:
-        try:
-            mask = decode_mask(_read(item.mask), f"{item.name}: mask", data.max_pixels)
-            problems += [f"{item.name}: mask: {text}" for text in _mask_problems(mask, shape, classes)]
-        except OSError as error:
-            problems.append(f"{item.name}: mask {item.mask} cannot be read ({error.strerror})")
-        except DataError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _mask_problems(mask: np.ndarray, shape: tuple[int, ...] | None, classes: int) -> list[str]:
-    problems = []
-    if shape is not None and mask.shape != shape:
-        found, allowed = (f"{width} x {height}" for height, width in (mask.shape, shape))
-        problems.append(f"found {found} pixels; allowed: {allowed}, the size of the image")
-    wrong = [int(value) for value in np.unique(mask) if value >= classes and value != IGNORE]
-    if wrong:
-        problems.append(f"found values {', '.join(map(str, wrong[:8]))}; allowed: 0..{classes - 1} and {IGNORE} (ignore)")
-    return problems
-
-
-# Writing
-
-
 def _write(config: Config, split: _Split) -> None:
     """Shards in the order of the keys' sha256, which mixes the classes and does not depend on the listing's order."""
     for stale in [*split.folder.glob("images-*.tar"), *split.folder.glob(".*.tmp")]:  # of an interrupted attempt
         stale.unlink()
-    items = sorted(split.listing.items, key=lambda item: sha256_bytes(_key(item).encode()))
+    items = sorted(split.listing.items, key=lambda item: sha256_bytes(item_key(item).encode()))
     size = config.prepare.shard_size
-    progress = track(items, len(items), f"prepare: writing {split.name}")
-    records = [
-        write_shard(split.folder / f"images-{number:05d}.tar", _samples(progress, min(size, len(items) - number * size)))
-        for number in range(-(-len(items) // size))
-    ]
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    records = []
+    for number, chunk in enumerate(track(chunks, len(chunks), f"prepare: writing {split.name}", unit="shard")):
+        samples = ((item_key(item), _sample(item, config.data.max_pixels)) for item in chunk)
+        records.append(write_shard(split.folder / f"images-{number:05d}.tar", samples))
     truth = _truth_digest(split.listing)
     extra = {"labels_from": split.listing.labels_from, "truth": truth}
     parameters = _parameters(config, split.name, split.listing)
     write_index(split.folder, records, parameters, split.listing.classes, "images", extra)
 
 
-def _samples(items: Iterator[Item], count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for _ in range(count):
-        item = next(items)
-        yield _key(item), _sample(item)
-
-
-def _sample(item: Item) -> dict[str, bytes]:
+def _sample(item: Item, max_pixels: int) -> dict[str, bytes]:
     """The members of one image: jpg (the original bytes wherever they are a JPEG in RGB or grey), json, truth.png."""
-    data = _read(item.image)
-    image = decode_image(data, item.name)
+    data = read_source(item.image)
+    image = decode_image(data, item.name, max_pixels)
     about = {"labels": item.labels, "size": list(image.shape[:2]), "name": item.name}
     mode = jpeg_mode(data, item.name)
     if mode not in ("RGB", "L"):
@@ -243,19 +156,8 @@ def _sample(item: Item) -> dict[str, bytes]:
         data = encode_jpeg(image)
     sample = {"jpg": data, "json": to_json(about)}
     if item.mask is not None:
-        sample["truth.png"] = encode_palette(decode_mask(_read(item.mask), f"{item.name}: mask"))
+        sample["truth.png"] = encode_palette(decode_mask(read_source(item.mask), f"{item.name}: mask", max_pixels))
     return sample
-
-
-# Files
-
-
-def _key(item: Item) -> str:
-    return key_from_name(stem_of(item.name))
-
-
-def _read(source: Path | bytes) -> bytes:
-    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def _size(source: Path | bytes) -> int | str:

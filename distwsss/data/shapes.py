@@ -1,15 +1,16 @@
 """A generated data set for the demo and the tests, in which the weakly supervised problem is real.
 
-`list_shapes` is called through `data.datasets.DATASETS`. Every object has one small badge, whose pattern and hue belong to
-its class, on a plain body whose colour says nothing about the class and whose outline says little: a classifier's CAM
-fires on the badge, and a CRF must grow it to the body. Backgrounds are textured and cluttered, one to three classes share
-an image, and boats are mostly seen on waves, so that waves look like evidence of boats. Images depend on
-(`data.shapes.seed`, split, number) only.
+`list_shapes` is called through `data.datasets.DATASETS`. Every object has one small badge, whose pattern and hue belong
+to its class, on a plain body whose colour says nothing about the class and whose outline says little: a classifier's
+CAM fires on the badge, and a CRF must grow it to the body. Backgrounds are textured and cluttered, one to three classes
+share an image, and boats are mostly seen on waves, so that waves look like evidence of boats. An image depends on
+(`data.shapes.seed`, split, number, `data.shapes.size`) only.
 """
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +61,14 @@ def list_shapes(data: DataSection, split: str) -> Listing:
 def draw_scene(seed: int, split: str, number: int, size: int) -> Scene:
     """Scene `number` of a split, `size` pixels wide and high."""
     rng = numpy_generator("shapes", seed, split, number)
-    wanted = [int(label) for label in 1 + rng.permutation(len(CLASSES) - 1)[: rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2])]]
+    objects = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
+    wanted = [int(label) for label in rng.permutation(np.arange(1, len(CLASSES)))[:objects]]
     waves = bool(rng.random() < (WAVES_WITH_BOAT if BOAT in wanted else WAVES_WITHOUT))
     canvas = _background(rng, size, waves)
     mask, badges = np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
     placed: list[tuple[float, float, float]] = []
     for label in wanted:
-        circle = _free_circle(rng, size, placed, len(wanted))
+        circle = _free_circle(rng, size, placed, objects)
         if circle is not None:
             placed.append(circle)
             _draw_object(rng, canvas, mask, badges, label, circle)
@@ -111,7 +113,7 @@ def _stroke(rng: np.random.Generator, canvas: Array) -> None:
     across = (y - center[1]) * np.cos(angle) - (x - center[0]) * np.sin(angle)
     length, width = size * rng.uniform(0.02, 0.35), size * rng.uniform(0.006, 0.018)
     bent = across + rng.uniform(-0.6, 0.6) / size * along**2
-    cover = (width - np.abs(bent)).clip(0, 1) * (length - np.abs(along)).clip(0, 1) * rng.uniform(0.4, 0.9)
+    cover = (width - np.abs(bent)).clip(0, 1) * (length - np.abs(along)).clip(0, 1) * rng.uniform(0.6, 1)
     _paint(canvas, cover, _color(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.15, 0.9)))
 
 
@@ -145,7 +147,7 @@ def _draw_object(
     _paint(canvas, body, color * shade[..., None])
     angle, reach = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0, 0.2)
     u, v = x - cx - reach * np.cos(angle), y - cy - reach * np.sin(angle)
-    half = radius * rng.uniform(0.27, 0.32)
+    half = radius * rng.uniform(0.3, 0.36)
     disc = (half - np.hypot(u, v) + 0.5).clip(0, 1) * body
     hue = HUES[label] + rng.uniform(-0.025, 0.025)
     _paint(canvas, disc * _pattern(label, u / half, v / half), _color(hue, 0.95, 0.95 if bright < 0.5 else 0.75))
@@ -170,16 +172,15 @@ def _body(rng: np.random.Generator, x: Array, y: Array, radius: float, label: in
 
 def _pattern(label: int, u: Array, v: Array) -> Array:
     """Cover 0..1 of the badge of a class on coordinates that reach -1..1 on the badge."""
-    distance = np.hypot(u, v)
-    patterns = {
-        1: np.cos(2 * np.pi * 1.25 * v),  # stripes
-        2: np.cos(np.pi * 1.6 * u) * np.cos(np.pi * 1.6 * v),  # checkers
-        3: np.cos(2 * np.pi * 1.25 * distance),  # rings
-        4: 0.28 - np.minimum(np.abs(u), np.abs(v)),  # a cross
-        5: np.cos(2 * np.pi * 1.1 * u) + np.cos(2 * np.pi * 1.1 * v) - 0.3,  # dots
-        6: np.cos(2 * np.pi * 0.9 * (u + v)),  # slanted stripes
+    patterns: dict[int, Callable[[], Array]] = {
+        1: lambda: np.cos(2 * np.pi * 1.25 * v),  # stripes
+        2: lambda: np.cos(np.pi * 1.6 * u) * np.cos(np.pi * 1.6 * v),  # checkers
+        3: lambda: np.cos(2 * np.pi * 1.25 * np.hypot(u, v)),  # rings
+        4: lambda: 0.28 - np.minimum(np.abs(u), np.abs(v)),  # a cross
+        5: lambda: np.cos(2 * np.pi * 1.1 * u) + np.cos(2 * np.pi * 1.1 * v) - 0.3,  # dots
+        6: lambda: np.cos(2 * np.pi * 0.9 * (u + v)),  # slanted stripes
     }
-    return (0.5 + 3 * patterns[label]).clip(0, 1)
+    return (0.5 + 3 * patterns[label]()).clip(0, 1)
 
 
 def _outlines(mask: Array) -> Array:

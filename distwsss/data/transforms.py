@@ -20,12 +20,9 @@ IGNORE = 255
 
 def target_size(height: int, width: int, augment: AugmentSection, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width after the random scale."""
-    if augment.resize_long:
-        factor = rng.uniform(*augment.resize_long) / max(height, width)
-    elif augment.scale:
-        factor = rng.uniform(*augment.scale)
-    else:
-        factor = 1.0
+    factor = rng.uniform(*augment.resize)
+    if augment.resize_by == "longest_side":
+        factor /= max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 

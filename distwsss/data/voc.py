@@ -59,17 +59,15 @@ def _item(root: Path, name: str, read_labels: LabelReader) -> Item:
 
 def _labels_from(data: DataSection, root: Path, required: bool) -> str:
     sources = {"xml": root / "Annotations", "csv": root / "cls_labels.csv", "masks": root / "SegmentationClass"}
-    if data.labels_from != "auto":
-        if not sources[data.labels_from].exists():
-            raise DataError(f"`data.labels_from: {data.labels_from}`: found no {sources[data.labels_from]}")
-        return data.labels_from
-    for name in ("xml", "csv"):
+    wanted = ["xml", "csv"] if data.labels_from == "auto" else [data.labels_from]
+    for name in wanted:
         if sources[name].exists():
             return name
     if required:
         raise DataError(
-            f"{root}: found no image-level labels. Allowed: Annotations/ID.xml, or cls_labels.csv with the header "
-            "`id,labels`, or `data.labels_from: masks`, which derives the labels from the masks and says so in every report"
+            f"{root}: found no image-level labels (`data.labels_from: {data.labels_from}`). Allowed: "
+            "Annotations/ID.xml (xml), cls_labels.csv with the header `id,labels` (csv), or `data.labels_from: masks`, "
+            "which derives the labels from SegmentationClass/ID.png and says so in every report"
         )
     return "none"
 

@@ -19,7 +19,7 @@ from torch import nn
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare_split
-from distwsss.data.shard_format import key_from_name
+from distwsss.data.shard_format import INDEX, key_from_name
 from distwsss.data.shard_index import ShardIndex, images_dir, load_index
 from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.errors import DataError, DistwsssError
@@ -27,11 +27,12 @@ from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels
 from distwsss.evaluate.scores import describe_checkpoint, notes, print_scores
-from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
+from distwsss.runtime.artifacts import fingerprint, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.progress import log, track
 
 Value = TypeVar("Value")
 TRUTH = "truth.png"
+ROLES = ("val", "train")
 
 
 def _rank_world() -> tuple[int, int]:
@@ -104,23 +105,29 @@ def _sum_over_ranks(matrices: dict[str, ConfusionMatrix], device: torch.device) 
     stacked = torch.stack([torch.as_tensor(matrix.matrix, dtype=torch.int64) for matrix in matrices.values()])
     stacked = stacked.to(device if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(stacked)
-    for matrix, total in zip(matrices.values(), stacked.cpu().numpy(), strict=True):
+    for matrix, total in zip(matrices.values(), stacked.cpu(), strict=True):
         matrix.matrix = total
     return matrices
 
 
 def _images(config: Config, split: str, other_data: bool) -> ShardIndex:
     """The index to score: this run's image shards, or shards prepared from the data root and split asked for."""
-    if not other_data:
-        train = split in ("train", config.data.train_split) and split not in ("val", config.data.val_split)
-        return load_index(images_dir(config, "train" if train else "val"), "images")
-    return load_index(_on_rank_0(lambda: prepare_other(config, split)), "images")
+    if other_data:
+        return load_index(_on_rank_0(lambda: prepare_other(config, split)), "images")
+    train = split in ("train", config.data.train_split) and split not in ("val", config.data.val_split)
+    return load_index(images_dir(config, "train" if train else "val"), "images")
 
 
 def prepare_other(config: Config, split: str) -> Path:
-    """Image shards of `data.root`'s `split` under run_dir/evaluate, made once per content; their folder."""
-    parent = config.run_dir / "evaluate"
-    return prepare_split(config, split, lambda digest: parent / f"images-{key_from_name(split)}-{digest[:8]}")
+    """The folder of image shards of `data.root`'s `split`: this run's own where they hold the same images and masks,
+    else made under run_dir/evaluate, once per content."""
+    own = {}
+    for role in ROLES:
+        if (images_dir(config, role) / INDEX).is_file():
+            index = load_index(images_dir(config, role), "images")
+            own[fingerprint([index.parameters, index.extra.get("truth")])] = index.folder
+    parent, name = config.run_dir / "evaluate", key_from_name(split)
+    return prepare_split(config, split, lambda digest: own.get(digest, parent / f"images-{name}-{digest[:8]}"))
 
 
 def _check_classes(model: nn.Module, index: ShardIndex, folder: Path) -> None:
@@ -138,12 +145,12 @@ def _rounded(values: Any) -> list[float | None]:
 
 
 def _record(
-    config: Config, split: str, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]
+    config: Config, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]
 ) -> dict[str, Any]:
     root = Path(config.data.root).resolve().name if config.data.root else config.data.dataset
     return {
         "data": root,
-        "split": split,
+        "split": index.parameters.get("split", index.folder.name),
         "images": len(index),
         "scored": scored,
         "classes": list(index.classes),
@@ -159,9 +166,9 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Score a checkpoint (default: the one `evaluate.checkpoint` names) on `split`; print and return the scores.
 
-    With `other_data` the split is read from `data.root` anew (another data set of the same classes) instead of this run's
-    shards. Written to run_dir/evaluate/SPLIT.json (other data: SPLIT-DIGEST.json; an explicit checkpoint: its step and
-    digest too), and skipped where that is complete; None where no image has a mask. Raises CheckpointError without a
+    With `other_data` the split is read from `data.root` (another data set of the same classes) instead of this run's
+    shards. Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an explicit checkpoint
+    adds its folder and digest), and skipped where that is complete; None where no image has a mask. Raises CheckpointError without a
     segmenter, DataError for other classes, ConfigError where the record was made with other parameters.
     """
     folder = checkpoint_folder(config, checkpoint)
@@ -174,13 +181,13 @@ def evaluate(
         log.info(f"evaluate: {split}: no masks: nothing to score")
         return None
     parameters = _parameters(config, folder, index)
-    path = _record_path(config, split, index if other_data else None, folder if checkpoint else None, parameters)
+    path = _record_path(config, index, checkpoint, parameters)
     if _on_rank_0(lambda: is_done(path, parameters, f"evaluate: {path.name}")):
         log.info("evaluate: complete, skipped")
         record = _on_rank_0(lambda: read_json(path))
     else:
         matrices = score(model, index, samples, config, device)
-        record = _record(config, split, index, len(samples), matrices)
+        record = _record(config, index, len(samples), matrices)
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, folder)}
         record["notes"] = notes(config, record)
         _on_rank_0(lambda: write_json(path, record))
@@ -199,13 +206,10 @@ def _parameters(config: Config, folder: Path, index: ShardIndex) -> dict[str, An
     return {"evaluate": section, "inputs": inputs}
 
 
-def _record_path(
-    config: Config, split: str, other: ShardIndex | None, checkpoint: Path | None, parameters: dict[str, Any]
-) -> Path:
-    """SPLIT.json for the run's own data and pointer; other data and explicit checkpoints get names of their own."""
-    name = key_from_name(split)
-    if other is not None:
-        name += f"-{other.fingerprint[:8]}"
+def _record_path(config: Config, index: ShardIndex, checkpoint: Path | None, parameters: dict[str, Any]) -> Path:
+    """train.json or val.json for the run's own data and pointer; other data and explicit checkpoints have other names."""
+    roles = [role for role in ROLES if images_dir(config, role) == index.folder]
+    name = roles[0] if roles else index.folder.name.removeprefix("images-")
     if checkpoint is not None:
         name += f"-{checkpoint.name}-{parameters['inputs']['checkpoint'][:8]}"
     return config.run_dir / "evaluate" / f"{name}.json"

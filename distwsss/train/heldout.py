@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -25,5 +26,5 @@ def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerat
             image = decode_image(jpg, selection.index.key(shard, position))
             scores = predict_logits(model, image, [1.0], False, accelerator.device)
             confusion.update(scores.argmax(0).cpu().numpy(), truth)
-    confusion.matrix = all_sum(accelerator, confusion.matrix).cpu()
+    confusion.matrix = all_sum(accelerator, torch.from_numpy(confusion.matrix)).cpu().numpy()
     return confusion.miou()

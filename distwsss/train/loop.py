@@ -141,8 +141,10 @@ def _resume(task: Task, optimizer: torch.optim.Optimizer, checkpoints: Path, res
 def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> None:
     """Steps `start` .. total - 1, with logging, checkpoints, held-out evaluation and the agreed stop."""
     section, total = run.task.optim, run.total
-    warmup = duration_to_steps(section.warmup, len(run.task.selection), section.global_batch, total)
-    save_every = max(1, duration_to_steps(section.save_every, len(run.task.selection), section.global_batch, total))
+    warmup, save_every, evaluate_every = (
+        duration_to_steps(text or "100%", len(run.task.selection), section.global_batch, total)
+        for text in (section.warmup, section.save_every, run.task.evaluate_every)
+    )
     began = last_line = time.monotonic()
     for step in range(start, total):
         batches = [next(loader) for _ in range(run.accelerator.gradient_accumulation_steps)]
@@ -159,8 +161,10 @@ def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> N
                 left = (time.monotonic() - began) / (step + 1 - start) * (total - step - 1)
                 log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
                 last_line = time.monotonic()
-        if (step + 1) % save_every == 0 or step + 1 == total:
+        evaluating = step + 1 == total or (step + 1) % max(1, evaluate_every) == 0
+        if evaluating or (step + 1) % max(1, save_every) == 0:
             _save(run, step + 1)
+        if evaluating:
             _evaluate(run, step + 1)
 
 
@@ -252,7 +256,7 @@ def _save(run: Run, step: int) -> None:
 
 
 def _evaluate(run: Run, step: int) -> None:
-    """Held-out mIoU at every checkpoint; BEST points to the highest. Training does not depend on it."""
+    """Held-out mIoU of the checkpoint of `step`; BEST points to the highest. Training does not depend on it."""
     if run.task.held_out is None:
         return
     miou = held_out_miou(run.task.model, run.task.held_out, run.accelerator)

@@ -44,6 +44,7 @@ class Task:
     counts: Callable[[Batch], int]
     sums: Callable[[list[Tensor], Batch], tuple[Tensor, Parts]]
     held_out: Selection | None = None
+    evaluate_every: str | None = None
 
 
 def classifier_task(config: Config, dropout: float) -> Task:
@@ -83,19 +84,21 @@ def segmenter_task(config: Config) -> Task:
         raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{len(voters)}, as many vote")
     images = _beside(load_index(images_dir(config, "train"), "images"), pseudo) if section.labels == "truth" else None
     seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo) if section.labels.startswith("seed:") else None
+    kept_out = held_out_keys(pseudo, section.holdout)
     torch.manual_seed(derive_seed(config.seed, "train"))
     model = build_segmenter(section, pseudo.classes)
     return Task(
         name="train",
         model=model,
         samples=SegmenterSamples(pseudo, seeds, images, section, model.mean, model.std, config.seed),
-        selection=pseudo.select(lambda key: not is_held_out(key, section)),
+        selection=pseudo.select(lambda key: key not in kept_out),
         optim=section.optim,
         augment=section.augment,
         parameters={"seed": config.seed, "train": section.parameters(), "inputs": {"pseudo": pseudo.fingerprint}},
         counts=_valid_pixels,
         sums=lambda outputs, batch: segmenter_sums(outputs, batch, section),
         held_out=_held_out_images(config, section),
+        evaluate_every=section.evaluate_every,
     )
 
 
@@ -106,14 +109,16 @@ def _beside(other: ShardIndex, pseudo: ShardIndex) -> ShardIndex:
     return other
 
 
-def is_held_out(key: str, section: TrainSection) -> bool:
-    """Whether an image is kept out of segmenter training: decided by its key alone, the same in every run."""
-    return derive_seed("holdout", key) / 2**63 < section.holdout
+def held_out_keys(index: ShardIndex, share: float) -> set[str]:
+    """The `share` of the images kept out of segmenter training: by a hash of the key, the same in every run."""
+    keys = sorted(index.all().keys(), key=lambda key: derive_seed("holdout", key))
+    return set(keys[: round(share * len(keys))])
 
 
 def _held_out_images(config: Config, section: TrainSection) -> Selection | None:
     index = load_index(images_dir(config, "train"), "images")
-    held_out = index.select(lambda key: is_held_out(key, section))
+    kept_out = held_out_keys(index, section.holdout)
+    held_out = index.select(lambda key: key in kept_out)
     has_truth = any("truth.png" in members for shard in index.shards for members in shard.members)
     return held_out if len(held_out) and has_truth and section.evaluate_every else None
 

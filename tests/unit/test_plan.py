@@ -28,9 +28,7 @@ def make_index(sizes: list[int]) -> ShardIndex:
 def shuffled(items: list, *parts: int | str) -> list:
     """Sorted by the raw Philox stream: the rule of runtime.seeding, written out."""
     raw = np.random.Philox(key=derive_seed(*parts)).random_raw(len(items))
-    return [
-        item for _, _, item in sorted((int(value), place, item) for place, (value, item) in enumerate(zip(raw, items)))
-    ]
+    return [items[place] for place in sorted(range(len(items)), key=lambda place: (int(raw[place]), place))]
 
 
 def brute_force_epoch(selection: Selection, seed: int, epoch: int, window: int) -> list[Sample]:

@@ -1,0 +1,98 @@
+"""What is wrong with a listing: images, masks, labels, ids. Called by `data/prepare.py` before anything is written."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from distwsss.config.schema import DataSection
+from distwsss.data.images import decode_image, decode_mask
+from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_source
+from distwsss.errors import DataError
+from distwsss.runtime.progress import track
+
+IGNORE = 255
+
+
+def listing_problems(listing: Listing, data: DataSection, labelled: bool, workers: int, what: str) -> list[str]:
+    """Every problem of a split as `ID: problem`, in the order of the listing; every image and mask is decoded.
+
+    `labelled`: each image needs labels. `workers`: decoding threads. `what`: names the progress.
+    """
+    repeated = _repeated(listing.items)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = pool.map(lambda item: _file_problems(item, len(listing.classes), data.max_pixels), listing.items)
+        of_files = list(track(found, len(listing.items), what))
+    problems = []
+    for position, item in enumerate(listing.items):
+        of_labels = _label_problems(item, listing.labels_from, data.allow_empty) if labelled else []
+        problems += [f"{item.name}: {text}" for text in [*item.problems, *repeated.get(position, []), *of_labels]]
+        problems += of_files[position]
+    return problems
+
+
+def _repeated(items: list[Item]) -> dict[int, list[str]]:
+    """Position -> problem of an item whose id, or key, an earlier one has, or of whose id no key can be made."""
+    owner: dict[str, str] = {}
+    seen: set[str] = set()
+    problems: dict[int, list[str]] = {}
+    for position, item in enumerate(items):
+        try:
+            key = item_key(item)
+        except DataError as error:
+            problems[position] = [str(error)]
+            continue
+        if owner.setdefault(key, item.name) != item.name:
+            problems[position] = [f"has the key {key}, as {owner[key]} has; rename one of them"]
+        elif item.name in seen:
+            problems[position] = ["duplicate id; allowed: each once"]
+        seen.add(item.name)
+    return problems
+
+
+def _label_problems(item: Item, labels_from: str, allow_empty: bool) -> list[str]:
+    if item.problems:  # the labels may be missing because of them
+        return []
+    if item.labels is None:
+        return [f"no image-level labels (labels_from: {labels_from}); the train split needs them"]
+    if not item.labels and not allow_empty:
+        return ["empty label list; if it shows background only, set `data.allow_empty: true`"]
+    return []
+
+
+def _file_problems(item: Item, classes: int, max_pixels: int) -> list[str]:
+    """What is wrong with the files of one image, each text naming its id."""
+    problems: list[str] = []
+    shape = None
+    try:
+        shape = decode_image(read_source(item.image), item.name, max_pixels).shape[:2]
+    except FileNotFoundError as error:
+        problems.append(f"{item.name}: no image {error.filename}; allowed: a {', '.join(IMAGE_SUFFIXES)} file")
+    except (DataError, OSError) as error:
+        problems.append(_described(error, item.name))
+    if item.mask is not None:
+        try:
+            mask = decode_mask(read_source(item.mask), f"{item.name}: mask", max_pixels)
+            problems += [f"{item.name}: mask: {text}" for text in _mask_problems(mask, shape, classes)]
+        except (DataError, OSError) as error:
+            problems.append(_described(error, f"{item.name}: mask"))
+    return problems
+
+
+def _described(error: DataError | OSError, where: str) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"{where}: {error.filename} cannot be read ({error.strerror})"
+
+
+def _mask_problems(mask: np.ndarray, shape: tuple[int, ...] | None, classes: int) -> list[str]:
+    problems = []
+    if shape is not None and mask.shape != shape:
+        found, allowed = (f"{width} x {height}" for height, width in (mask.shape, shape))
+        problems.append(f"found {found} pixels; allowed: {allowed}, the size of the image")
+    wrong = [int(value) for value in np.unique(mask) if value >= classes and value != IGNORE]
+    if wrong:
+        values = ", ".join(map(str, wrong[:8]))
+        problems.append(f"found values {values}; allowed: 0..{classes - 1} and {IGNORE} (ignore)")
+    return problems

@@ -1,0 +1,1 @@
+"""Measuring: mIoU, label statistics, inference and prediction."""

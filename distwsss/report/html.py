@@ -1,0 +1,216 @@
+"""The report of a run: one HTML page with its numbers, curves and photographs. Called by `cli`.
+
+Every stage's part is read from what the stage wrote; where a stage was not run the page says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distwsss.config.load import dump_yaml
+from distwsss.config.schema import Config, CRFParams
+from distwsss.data.images import voc_palette
+from distwsss.data.shard_format import INDEX
+from distwsss.data.shard_index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.errors import CheckpointError
+from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device
+from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, table_rows
+from distwsss.report import page, pictures
+from distwsss.report.gallery import Row, describe, gallery
+from distwsss.report.plots import line_plot, read_metrics, series
+from distwsss.report.quality import cells_table, seeds_table, threshold_table
+from distwsss.runtime.artifacts import flatten, read_json, write_bytes
+from distwsss.runtime.progress import log
+
+LARGEST_CLASS_TABLE = 40  # more classes than that are not counted one by one
+
+
+def _index(folder: Path, kind: str) -> ShardIndex | None:
+    """The index, or None where the stage that writes it was not run; a damaged one is an error."""
+    return load_index(folder, kind) if (folder / INDEX).is_file() else None
+
+
+def _json(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> str:
+    items = []
+    if "val" in evaluations:
+        miou = evaluations["val"]["miou"]
+        titles = {"single": "single scale", "single_crf": "single scale, CRF"}
+        titles |= {"multi": "multi-scale + flip", "multi_crf": "multi-scale + flip, CRF"}
+        items += [(percent(miou[name]), f"val mIoU, {title}") for name, title in titles.items() if name in miou]
+    if quality:
+        items += [(percent(quality["aggregate"]["miou"]), "train mIoU of the vote")]
+    cards = page.cards(items) if items else page.missing("evaluate and stats")
+    return page.section("Headline numbers", cards, page.paragraph("mIoU in percent, background included.", "quiet"))
+
+
+def _class_counts(index: ShardIndex) -> list[int]:
+    """Images per class by their image-level labels."""
+    counts = [0] * len(index.classes)
+    for shard, size in enumerate(index.counts):
+        for position in range(size):
+            for label in describe(index, shard, position)[1] or []:
+                counts[label] += 1
+    return counts
+
+
+def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
+    if not indexes:
+        return page.section("Data", page.missing("prepare"))
+    facts = {"data set": config.data.dataset}
+    for role, index in indexes.items():
+        masks = sum("truth.png" in fields for shard in index.shards for fields in shard.members)
+        facts[role] = (
+            f"{len(index)} images (list {index.parameters.get('split', role)}), {masks} with masks; image-level labels "
+            f"from: {index.extra.get('labels_from', 'unknown')}"
+        )
+    parts = [page.pairs(facts)]
+    first = next(iter(indexes.values()))
+    if len(first.classes) <= LARGEST_CLASS_TABLE:
+        counts = {role: _class_counts(index) for role, index in indexes.items()}
+        heading = ["images with class", *first.classes[1:]]
+        parts.append(page.table([heading, *([role, *numbers[1:]] for role, numbers in counts.items())]))
+    return page.section("Data", *parts)
+
+
+def _made_by(config: Config) -> str:
+    train, seeds, run = config.train, config.seeds, config.run_dir
+    facts = {
+        "classifiers": f"{config.classify.backbone.name}, dropout p = {', '.join(map(str, config.classify.dropouts))}, "
+        f"{config.classify.optim.duration}, batch {config.classify.optim.global_batch}",
+        "seeds": f"scales {', '.join(map(str, seeds.scales))}, alpha {seeds.alpha}, {seeds.normalise}, CRF {_crf(seeds.crf)}",
+        "vote": f"{', '.join(config.voting_seeds())}; clean: votes >= {train.vote_threshold or config.vote_threshold()}",
+        "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}, "
+        f"temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
+        "seed of the random numbers": str(config.seed),
+    }
+    parts = [page.pairs(facts)]
+    command, environment = run / "command.txt", _json(run / "env.json")
+    if command.is_file():
+        parts.append(page.details("last command", command.read_text(encoding="utf-8")))
+    if environment:
+        lines = [f"{name}: {value}" for name, value in flatten(environment).items()]
+        parts.append(page.details("versions and machine", "\n".join(lines)))
+    written = run / "config.yaml"
+    resolved = written.read_text(encoding="utf-8") if written.is_file() else dump_yaml(config)
+    parts.append(page.details("whole configuration", resolved))
+    return page.section("What made it", *parts)
+
+
+def _crf(params: CRFParams) -> str:
+    return (
+        f"{params.iterations} iterations, gaussian {params.gaussian_sxy:g}/{params.gaussian_compat:g}, "
+        f"bilateral {params.bilateral_sxy:g}/{params.bilateral_srgb:g}/{params.bilateral_compat:g}"
+    )
+
+
+def _seeds(quality: dict[str, Any] | None) -> str:
+    if not quality:
+        return page.section("Seeds and vote", page.missing("stats (needs masks on train)"))
+    return page.section("Seeds and vote", *seeds_table(quality))
+
+
+def _clean(quality: dict[str, Any] | None) -> str:
+    if not quality:
+        return page.section("Clean and noisy", page.missing("stats (needs masks on train)"))
+    return page.section("Clean and noisy", *threshold_table(quality), *cells_table(quality))
+
+
+def _curves(config: Config) -> str:
+    folders = {f"p = {p:.2f}": config.run_dir / "classify" / f"{p:.2f}" for p in config.classify.dropouts}
+    losses = {name: series(read_metrics(path / "metrics.jsonl"), "loss") for name, path in folders.items()}
+    losses = {name: points for name, points in losses.items() if points}
+    metrics = read_metrics(config.run_dir / "train" / "metrics.jsonl")
+    charts = [("Classifier loss", losses)]
+    charts.append(("Segmenter loss and its parts", {n: series(metrics, n) for n in ("loss", "positive", "negative")}))
+    shares = {"clean share": series(metrics, "clean_share") or series(metrics, "positive_share")}
+    charts.append(("Share of clean pixels in the loss", shares))
+    charts.append(("Held-out mIoU (train ids kept out)", {"mIoU": series(metrics, "heldout_miou")}))
+    drawn = [(title, {name: points for name, points in lines.items() if points}) for title, lines in charts]
+    plots = page.plots([(title, line_plot(title, lines)) for title, lines in drawn if lines])
+    notes = [] if losses else [page.missing("classify")]
+    notes += [] if metrics else [page.missing("train")]
+    return page.section("Curves", plots, *notes)
+
+
+def _evaluations(found: dict[str, Any]) -> str:
+    if not found:
+        return page.section("Evaluation", page.missing("evaluate"))
+    parts = []
+    for name, record in found.items():
+        counted = f"{record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored"
+        parts.append(f"<h3>{page.text(name)}</h3>")
+        lines = [counted, f"checkpoint {checkpoint_line(record['checkpoint'])}", protocol_line(record), *record["notes"]]
+        parts += [page.paragraph(line, "quiet") for line in lines]
+        parts.append(page.table(table_rows(record), totals=1))
+    return page.section("Evaluation", *parts)
+
+
+def _legend(config: Config, classes: list[str]) -> str:
+    palette = voc_palette()
+    names = [(name, palette[number].tolist()) for number, name in enumerate(classes)]
+    names.append(("ignore (255)", palette[pictures.IGNORE_LABEL].tolist()))
+    seeds = len(config.voting_seeds())
+    votes = [(f"{count} votes", colour.tolist()) for count, colour in enumerate(pictures.vote_colours(seeds))]
+    clean = [("clean", pictures.CLEAN), ("noisy", pictures.NOISY), ("ignored", pictures.IGNORED)]
+    return page.swatches(names) + page.swatches(votes) + page.swatches(clean)
+
+
+def _rows(rows: list[Row]) -> list[str]:
+    captions = [f"{row.name}: {', '.join(row.labels) or 'no labels'}" for row in rows]
+    return [
+        f'<div class="row">{page.paragraph(caption)}{page.figures(row.tiles)}</div>'
+        for caption, row in zip(captions, rows, strict=True)
+    ]
+
+
+def _photographs(config: Config, indexes: dict[str, ShardIndex]) -> str:
+    if not indexes or not config.report.images:
+        return page.section("Photographs", page.missing("prepare") if not indexes else "")
+    device = pick_device(config.hardware.device)
+    seeds, pseudo = _index(seeds_dir(config), "seeds"), _index(pseudo_dir(config), "pseudo")
+    try:
+        model = load_segmenter(checkpoint_folder(config), device)
+    except CheckpointError:
+        if (config.run_dir / "train" / "checkpoints" / config.evaluate.checkpoint).is_file():
+            raise  # there is one, and it is damaged
+        model = None
+    parts = [_legend(config, next(iter(indexes.values())).classes)]
+    parts += [page.missing(name) for name, piece in (("seeds", seeds or pseudo), ("train", model)) if piece is None]
+    if "train" in indexes:
+        rows = gallery(config, indexes["train"], seeds, pseudo, model, device, config.report.images)
+        parts += [f"<h3>train</h3>{page.paragraph('Predictions are single scale, without CRF.', 'quiet')}", *_rows(rows)]
+    if "val" in indexes:
+        count = (config.report.images + 1) // 2
+        parts += ["<h3>val</h3>", *_rows(gallery(config, indexes["val"], None, None, model, device, count))]
+    return page.section("Photographs", *parts)
+
+
+def write_report(config: Config) -> Path:
+    """Write run_dir/report/index.html, self-contained (no network, no scripts), and return its path.
+
+    Raises ShardError or CheckpointError for damaged results; missing ones are shown as "not run".
+    """
+    found = {role: _index(images_dir(config, role), "images") for role in ("train", "val")}
+    indexes = {role: index for role, index in found.items() if index is not None}
+    quality = _json(config.run_dir / "seeds" / "quality.json")
+    records = {path.stem: read_json(path) for path in sorted((config.run_dir / "evaluate").glob("*.json"))}
+    evaluations = {name: record for name, record in records.items() if "miou" in record}
+    sections = [
+        _headline(evaluations, quality),
+        _data(config, indexes),
+        _made_by(config),
+        _seeds(quality),
+        _clean(quality),
+        _curves(config),
+        _evaluations(evaluations),
+        _photographs(config, indexes),
+    ]
+    path = config.run_dir / "report" / "index.html"
+    write_bytes(path, page.page(f"distwsss: {config.name}", sections).encode("utf-8", "replace"))
+    log.info(f"report: {path}")
+    return path

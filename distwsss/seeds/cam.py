@@ -1,0 +1,75 @@
+"""CAM of one image, and the class distribution made of it (METHOD sections 1 and 2). Called by `seeds.generate`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+HALF_MAX = 65504.0  # largest float16
+
+
+def _input(image: np.ndarray, factor: float, classifier: nn.Module) -> Tensor:
+    """image uint8[H,W,3] -> float32 1,3,h,w, resized bicubic by `factor` and normalised as the classifier expects."""
+    height, width = (max(1, round(factor * side)) for side in image.shape[:2])
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    normalised = (resized / 255 - np.float32(classifier.mean)) / np.float32(classifier.std)  # type: ignore[arg-type]
+    device = next(classifier.parameters()).device
+    return torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()).to(device)
+
+
+@torch.inference_mode()
+def compute_cam(
+    classifier: nn.Module,
+    image: np.ndarray,
+    labels: list[int],
+    scale: float = 1.0,
+    base_size: int | None = None,
+    cam_scales: tuple[float, ...] | list[float] = (1.0,),
+) -> np.ndarray:
+    """ReLU(w_i^T f) of the image plus that of its flip (flipped back), at feature resolution.
+
+    classifier: in eval mode, `maps`, `mean` and `std` as models.classifier; image: uint8[H,W,3] RGB; labels: the L
+    present classes, 1..N -> float16[L,h,w], not normalised. `base_size`: longest side at scale 1.00 (default: the
+    image's own). With several `cam_scales` (multiplied by `scale`) the CAMs are summed at the first one's size.
+    """
+    base = 1.0 if base_size is None else base_size / max(image.shape[:2])
+    channels = torch.tensor([label - 1 for label in labels])
+    total: Tensor | None = None
+    for cam_scale in cam_scales:
+        pixels = _input(image, scale * base * cam_scale, classifier)
+        maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # type: ignore[operator]  # 2,N,h,w
+        cam = maps[:1] + maps[1:].flip(-1)
+        if total is None:
+            total = cam
+        else:
+            total = total + interpolate(cam, total.shape[-2:], mode="bilinear", align_corners=False)
+    assert total is not None, "cam_scales is empty"
+    return total[0].cpu()[channels].clamp(max=HALF_MAX).half().numpy()
+
+
+def cam_to_full(cam: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float16[L,h,w] -> float32[L,height,width]: bilinear, then each class over its own maximum + 1e-5, so in [0, 1)."""
+    small = torch.from_numpy(cam.astype(np.float32))[None]
+    full = interpolate(small, (height, width), mode="bilinear", align_corners=False)[0].numpy()
+    return full / (full.max(axis=(1, 2), keepdims=True) + np.float32(1e-5))
+
+
+def background(cam: np.ndarray, alpha: float) -> np.ndarray:
+    """float32[L,H,W] in [0, 1], L >= 1 -> M_bg = (1 - max_i M_i)^alpha, float32[H,W]."""
+    return (1 - cam.max(axis=0)) ** np.float32(alpha)
+
+
+def probabilities(cam: np.ndarray, alpha: float, normalise: str = "softmax") -> np.ndarray:
+    """float32[L,H,W] in [0, 1] -> float32[L+1,H,W] over {background, present classes}, summing to 1.
+
+    `normalise`: softmax of the maps, or each over their sum.
+    """
+    maps = np.concatenate([background(cam, alpha)[None], cam])
+    if normalise == "softmax":
+        maps = np.exp(maps)
+    elif normalise != "sum":
+        raise ValueError(f"normalise is {normalise!r}; allowed: softmax, sum")
+    return maps / maps.sum(axis=0, keepdims=True)

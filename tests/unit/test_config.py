@@ -1,0 +1,127 @@
+"""The configuration: every problem at once, strictness, overlays, fingerprints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distwsss.config import load_config
+from distwsss.config.load import dump_yaml
+from distwsss.config.schema import CRF_PARAMS, CRFParams, duration_to_steps
+from distwsss.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+BASE = "name: t\ndata: {dataset: shapes}\n"
+
+
+def write(folder: Path, text: str = BASE, name: str = "c.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!p]*/*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_in_the_repository_is_valid(path: Path) -> None:
+    assert load_config(path).name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/profiles").glob("*.yaml")), ids=lambda path: path.name)
+def test_profiles_overlay_hardware_only(path: Path, tmp_path: Path) -> None:
+    plain, overlaid = load_config(write(tmp_path)), load_config(write(tmp_path), profile=str(path))
+    assert overlaid.hardware != plain.hardware
+    assert overlaid.model_copy(update={"hardware": plain.hardware}) == plain
+
+
+def test_all_problems_in_one_report_with_source_key_and_suggestion(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "train:\n  loss: hybird\n  optim: {lrr: 1}\nseeds: {alpha: -1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides=["classify.dropouts=[1.5]", "nme=3", "train.optim.duration=forever"])
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "6 problems" in message
+    assert f"{path}: `train.loss`: found 'hybird'" in message
+    assert "did you mean `hybrid`?" in message
+    assert f"{path}: `train.optim.lrr`: unknown key; did you mean `lr`?" in message
+    assert "`seeds.alpha`: found -1" in message
+    assert "--set classify.dropouts=[1.5]: `classify.dropouts.0`: found 1.5" in message
+    assert "`nme`: unknown key; did you mean `name`?" in message
+    assert "`train.optim.duration`: found 'forever'; allowed: a number with a unit" in message
+
+
+SECTIONS = ["", "paths.", "hardware.", "data.", "data.shapes.", "prepare.", "classify.", "classify.backbone.",
+            "classify.augment.", "classify.optim.", "seeds.", "seeds.crf.", "train.", "evaluate.", "report."]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_unknown_keys_are_refused_at_every_level(section: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(write(tmp_path), overrides=[f"{section}nonsense=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("seed=1.5", "seed"), ("seed='3'", "seed"), ("train.optim.lr=-1", "lr"), ("seeds.scales=[]", "scales"),
+        ("train.optim.global_batch=true", "global_batch"), ("seeds.vote_on=[0.05-9.00]", "vote_on"),
+        ("seeds.threshold=9", "threshold"), ("train.vote_threshold=9", "vote_threshold"),
+        ("train.labels=teacher", "labels"), ("seeds.crf=nosuch", "crf"), ("name=a/b", "name"),
+        ("data.classes=[cat, cat]", "classes"), ("train.augment.resize=[2.0, 1.0]", "resize"),
+        ("classify.optim.duration=10%%", "duration"), ("seeds.scales=[1.0, 1.001]", "collide"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused_by_name(override: str, found: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=found):
+        load_config(write(tmp_path), overrides=[override])
+
+
+def test_yaml_traps(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stands twice"):
+        load_config(write(tmp_path, BASE + "seed: 1\nseed: 2\n"))
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(write(tmp_path, "name: !!python/object/apply:os.system ['true']\n"))
+    assert load_config(write(tmp_path), overrides=["train.optim.lr=1e-3"]).train.optim.lr == 1e-3
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_dump_is_the_resolved_configuration(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), overrides=["seeds.crf=irn", "train.temperature=null"])
+    again = load_config(write(tmp_path, dump_yaml(config), "again.yaml"))
+    assert again == config
+    assert yaml.safe_load(dump_yaml(config))["seeds"]["crf"]["bilateral_sxy"] == 50.0
+
+
+def test_named_and_spelled_out_crf_parameters(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path), overrides=["seeds.crf=deeplab_v2"]).seeds.crf == CRF_PARAMS["deeplab_v2"]
+    three = load_config(write(tmp_path), overrides=["evaluate.crf={iterations: 3}"]).evaluate.crf
+    assert three == CRFParams(**{**CRF_PARAMS["deeplab_v2"].model_dump(), "iterations": 3})
+    assert load_config(write(tmp_path), overrides=["evaluate.crf=null"]).evaluate.crf is None
+
+
+def test_parameters_leave_out_what_cannot_change_a_result(tmp_path: Path) -> None:
+    plain = load_config(write(tmp_path))
+    neutral = load_config(
+        write(tmp_path), overrides=["train.optim.log_every=3", "train.optim.keep_last=9", "train.optim.save_every=1%"]
+    )
+    assert neutral.train.parameters() == plain.train.parameters()
+    changed = load_config(write(tmp_path), overrides=["train.optim.momentum=0.5"])
+    assert changed.train.parameters() != plain.train.parameters()
+    assert "root" not in plain.data.parameters()
+
+
+def test_paper_defaults_are_the_methods(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert config.seed_names() == [f"{p}-{s}" for p in ("0.05", "0.10", "0.20", "0.30") for s in ("1.00", "1.20")]
+    crf = config.seeds.crf
+    assert (crf.iterations, crf.gaussian_sxy, crf.gaussian_compat) == (10, 3.0, 3.0)
+    assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat, crf.clip) == (80.0, 13.0, 10.0, 1e-5)
+    assert config.vote_threshold() == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("7 steps", 7), ("1 step", 1), ("2 epochs", 25), ("0.5 epochs", 6), ("10%", 20), ("0 steps", 0)]
+)
+def test_durations(text: str, steps: int) -> None:
+    assert duration_to_steps(text, samples=100, global_batch=8, total_steps=200) == steps
