@@ -21,7 +21,12 @@ PROFILE_DIR = Path("configs/profiles")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads `1e-3` as a number (YAML 1.2; PyYAML alone makes it text)."""
+    """SafeLoader that refuses duplicate keys and knows YAML 1.2's scalars only.
+
+    PyYAML's own YAML 1.1 makes a number of the image id 2007_000032, False of `no` and text of `1e-3`.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -34,9 +39,14 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _tag, _pattern, _first in (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?\d+$", list("-+0123456789")),
+    ("float", r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$", list("-+.0123456789")),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def _parse(text: str, where: str) -> Any:

@@ -20,7 +20,7 @@ IGNORE = 255
 
 def target_size(height: int, width: int, augment: AugmentSection, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width after the random scale."""
-    factor = rng.uniform(*augment.resize)
+    factor = rng.uniform(augment.resize[0], augment.resize[1])
     if augment.resize_by == "longest_side":
         factor /= max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
@@ -58,11 +58,11 @@ def augment_sample(
     bicubic: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """image uint8[H,W,3], maps uint8 or bool[H,W] -> float32[3,crop,crop] normalised, maps [crop,crop] likewise."""
-    height, width = target_size(*image.shape[:2], augment, rng)
+    height, width = target_size(image.shape[0], image.shape[1], augment, rng)
     flip = augment.flip and bool(rng.integers(2))
     method = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     picture = jitter(Image.fromarray(image).resize((width, height), method), augment.color_jitter, rng)
-    pixels = (np.asarray(picture, np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    pixels = (np.asarray(picture, np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
     rows, into_rows = _window(height, augment.crop, rng)
     columns, into_columns = _window(width, augment.crop, rng)
 

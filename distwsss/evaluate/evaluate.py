@@ -1,7 +1,7 @@
 """mIoU of a segmenter on a split, single scale and multi-scale + flip, each without and with CRF. Called by `cli`.
 
-Every image is scored exactly once whatever the number of ranks: rank r takes images r, r + W, ..., all ranks do the same
-number of forwards (the last ones may repeat an image, which then counts nowhere), and the matrices are summed.
+Every image is scored exactly once whatever the number of ranks: rank r takes images r, r + W, ..., all ranks do the
+same number of forwards (the last ones may repeat an image, which then counts nowhere), and the matrices are summed.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def _counter(matrix: ConfusionMatrix, truth: np.ndarray) -> Callable[[np.ndarray
 def _sum_over_ranks(matrices: dict[str, ConfusionMatrix], device: torch.device) -> dict[str, ConfusionMatrix]:
     if _rank_world()[1] == 1:
         return matrices
-    stacked = torch.stack([torch.as_tensor(matrix.matrix, dtype=torch.int64) for matrix in matrices.values()])
+    stacked = torch.from_numpy(np.stack([matrix.matrix for matrix in matrices.values()]))
     stacked = stacked.to(device if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(stacked)
-    for matrix, total in zip(matrices.values(), stacked.cpu(), strict=True):
+    for matrix, total in zip(matrices.values(), stacked.cpu().numpy(), strict=True):
         matrix.matrix = total
     return matrices
 
@@ -131,7 +131,7 @@ def prepare_other(config: Config, split: str) -> Path:
 
 
 def _check_classes(model: nn.Module, index: ShardIndex, folder: Path) -> None:
-    known = list(model.classes)  # type: ignore[arg-type]
+    known = list(model.classes)
     if known != list(index.classes):
         raise DataError(
             f"{index.folder}: the data's classes are not those of the segmenter in {folder}\n"
@@ -144,9 +144,7 @@ def _rounded(values: Any) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _record(
-    config: Config, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]
-) -> dict[str, Any]:
+def _record(config: Config, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]) -> dict[str, Any]:
     root = Path(config.data.root).resolve().name if config.data.root else config.data.dataset
     return {
         "data": root,
@@ -167,9 +165,10 @@ def evaluate(
     """Score a checkpoint (default: the one `evaluate.checkpoint` names) on `split`; print and return the scores.
 
     With `other_data` the split is read from `data.root` (another data set of the same classes) instead of this run's
-    shards. Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an explicit checkpoint
-    adds its folder and digest), and skipped where that is complete; None where no image has a mask. Raises CheckpointError without a
-    segmenter, DataError for other classes, ConfigError where the record was made with other parameters.
+    shards. Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an explicit
+    checkpoint adds its folder and digest), and skipped where that is complete; None where no image has a mask. Raises
+    CheckpointError without a segmenter, DataError for other classes, ConfigError where the record was made with other
+    parameters.
     """
     folder = checkpoint_folder(config, checkpoint)
     device = pick_device(config.hardware.device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -207,7 +206,7 @@ def _parameters(config: Config, folder: Path, index: ShardIndex) -> dict[str, An
 
 
 def _record_path(config: Config, index: ShardIndex, checkpoint: Path | None, parameters: dict[str, Any]) -> Path:
-    """train.json or val.json for the run's own data and pointer; other data and explicit checkpoints have other names."""
+    """val.json or train.json for the run's own data and pointer; anything else has a name of its own."""
     roles = [role for role in ROLES if images_dir(config, role) == index.folder]
     name = roles[0] if roles else index.folder.name.removeprefix("images-")
     if checkpoint is not None:

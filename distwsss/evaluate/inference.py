@@ -31,7 +31,7 @@ def _views(model: nn.Module, image: Tensor, scale: float, flip: bool) -> list[Te
     """image 1,3,H,W in 0..255 -> logits 1,K,h,w of the scaled image and of its flip (flipped back)."""
     size = [max(1, round(scale * side)) for side in image.shape[-2:]]
     scaled = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-    scaled = normalise(scaled, model.mean, model.std)  # type: ignore[arg-type]
+    scaled = normalise(scaled, model.mean, model.std)
     views = [model(scaled)]
     if flip:
         views.append(model(scaled.flip(-1)).flip(-1))
@@ -100,7 +100,7 @@ def checkpoint_folder(config: Config, checkpoint: Path | None = None) -> Path:
     pointer = config.run_dir / "train" / "checkpoints" / name
     folder = read_pointer(pointer)
     if folder is None:
-        hint = " (BEST is written only where held-out images have masks; LAST is always there)" if name == "BEST" else ""
+        hint = " (BEST needs masks of held-out images; LAST does not)" if name == "BEST" else ""
         raise CheckpointError(f"{pointer}: not found{hint}; run `distwsss train` first, or give --checkpoint FOLDER")
     return folder
 
@@ -108,7 +108,7 @@ def checkpoint_folder(config: Config, checkpoint: Path | None = None) -> Path:
 def load_segmenter(folder: Path, device: str | torch.device) -> nn.Module:
     """The segmenter of a checkpoint folder, in eval mode. Raises CheckpointError for a classifier's checkpoint."""
     model = from_pretrained(folder, device)
-    kind = model.architecture()["kind"]  # type: ignore[operator]
+    kind = model.architecture()["kind"]
     if kind not in SEGMENTERS:
         raise CheckpointError(f"{folder}: holds a {kind}; allowed: a segmenter ({', '.join(SEGMENTERS)})")
     return model

@@ -40,8 +40,8 @@ def find_pictures(inputs: list[Path], output: Path) -> tuple[list[Picture], list
     problems: list[str] = []
     for given in inputs:
         if given.is_dir():
-            paths = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-            paths = [path for path in paths if output.resolve() not in path.resolve().parents]
+            paths = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+            paths = [path for path in paths if path.is_file() and output.resolve() not in path.resolve().parents]
             found += [Picture(path, Path(stem_of(str(path.relative_to(given))))) for path in paths]
             if not paths:
                 allowed = f"{', '.join(IMAGE_SUFFIXES)}, outside the output folder"
@@ -62,7 +62,7 @@ def _without_clashes(found: list[Picture], problems: list[str], output: Path) ->
         first = owner.setdefault(picture.name, picture)
         if first is not picture:
             if first.path.resolve() != picture.path.resolve():
-                problems.append(f"{picture.path}: its output would overwrite that of {first.path}; use two output folders")
+                problems.append(f"{picture.path}: its output would overwrite that of {first.path}; use two folders")
         elif sources & {target.resolve() for target in targets}:
             problems.append(f"{picture.path}: its output would overwrite an input; use another output folder")
         elif not targets[0].parent.resolve().is_relative_to(output.resolve()):
@@ -108,7 +108,7 @@ def predict_labels(
     model: nn.Module, image: np.ndarray, config: Config, multi_scale: bool, crf: bool, device: object
 ) -> np.ndarray:
     """Class ids uint8[H,W] of `image` uint8[H,W,3], as the `evaluate` section of the configuration asks."""
-    probabilities = predict_probabilities(model, image, config, multi_scale, device)  # type: ignore[arg-type]
+    probabilities = predict_probabilities(model, image, config, multi_scale, device)
     if crf and config.evaluate.crf is not None:
         return crf_labels(image, probabilities.cpu().numpy(), config.evaluate.crf)
     return probabilities.argmax(dim=0).cpu().numpy().astype(np.uint8)
@@ -141,7 +141,7 @@ def predict(
         labels = predict_labels(model, image, config, multi_scale, crf, device)
         png, jpg = _targets(picture, output)
         write_bytes(png, encode_palette(labels))
-        write_bytes(jpg, _jpeg(with_legend(overlay(image, labels), labels, list(model.classes))))  # type: ignore[arg-type]
+        write_bytes(jpg, _jpeg(with_legend(overlay(image, labels), labels, list(model.classes))))
         written.append(png)
     log.info(f"predict: {len(written)} label maps in {output}")
     if problems:

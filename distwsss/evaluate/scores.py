@@ -1,4 +1,4 @@
-"""What is said about an evaluation: what the checkpoint was trained with, notes, the table. Called by `evaluate`, `report`.
+"""What is said about an evaluation: the checkpoint's training, notes, the table. Called by `evaluate` and `report`.
 
 A number is printed with the list, the image count, the checkpoint and the settings it belongs to, without and with
 CRF, single scale and multi-scale, side by side.

@@ -44,10 +44,9 @@ def choose(index: ShardIndex, count: int) -> list[tuple[int, int]]:
     shown: set[int] = set()
     while labels and len(chosen) < count:
         best = max(labels, key=lambda place: len(labels[place] - shown))
-        if not labels[best] - shown:
-            if shown:
-                shown = set()
-                continue
+        if shown and not labels[best] - shown:
+            shown = set()
+            continue
         shown |= labels.pop(best)
         chosen.append(best)
     return chosen
@@ -77,12 +76,12 @@ def _vote_tiles(index: ShardIndex, place: tuple[int, int], config: Config) -> li
     votes = decode_mask(fields["votes.png"], f"{where}.votes.png")
     t = config.train.vote_threshold
     if t is None:
-        t, clean = config.vote_threshold(), decode_clean(fields["clean.png"], f"{where}.clean.png")
+        t, clean = index.parameters["threshold"], decode_clean(fields["clean.png"], f"{where}.clean.png")
     else:
         clean = (votes >= t) & (labels != pictures.IGNORE_LABEL)
     return [
         ("pseudo-label", pictures.label_map(labels)),
-        ("votes", pictures.votes_map(votes, len(config.voting_seeds()))),
+        ("votes", pictures.votes_map(votes, len(index.extra["seeds"]))),
         (f"clean (t = {t}) / noisy", pictures.clean_map(clean, labels)),
     ]
 

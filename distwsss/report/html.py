@@ -19,7 +19,7 @@ from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, ta
 from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
 from distwsss.report.plots import line_plot, read_metrics, series
-from distwsss.report.quality import cells_table, seeds_table, threshold_table
+from distwsss.report.quality import seeds_table, threshold_table
 from distwsss.runtime.artifacts import flatten, read_json, write_bytes
 from distwsss.runtime.progress import log
 
@@ -43,7 +43,11 @@ def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> st
         titles |= {"multi": "multi-scale + flip", "multi_crf": "multi-scale + flip, CRF"}
         items += [(percent(miou[name]), f"val mIoU, {title}") for name, title in titles.items() if name in miou]
     if quality:
-        items += [(percent(quality["aggregate"]["miou"]), "train mIoU of the vote")]
+        items.append((percent(quality["aggregate"]["miou"]), "train mIoU of the vote"))
+        for entry in quality["thresholds"]:
+            if entry["t"] == quality["threshold"]:
+                what = f"train mIoU of its clean pixels, t = {entry['t']}, {percent(entry['coverage'])}% of all"
+                items.append((percent(entry["miou"]), what))
     cards = page.cards(items) if items else page.missing("evaluate and stats")
     return page.section("Headline numbers", cards, page.paragraph("mIoU in percent, background included.", "quiet"))
 
@@ -61,7 +65,7 @@ def _class_counts(index: ShardIndex) -> list[int]:
 def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
     if not indexes:
         return page.section("Data", page.missing("prepare"))
-    facts = {"data set": config.data.dataset}
+    facts: dict[str, str] = {"data set": config.data.dataset}
     for role, index in indexes.items():
         masks = sum("truth.png" in fields for shard in index.shards for fields in shard.members)
         facts[role] = (
@@ -79,11 +83,13 @@ def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
 
 def _made_by(config: Config) -> str:
     train, seeds, run = config.train, config.seeds, config.run_dir
+    t = train.vote_threshold or config.vote_threshold()
     facts = {
         "classifiers": f"{config.classify.backbone.name}, dropout p = {', '.join(map(str, config.classify.dropouts))}, "
         f"{config.classify.optim.duration}, batch {config.classify.optim.global_batch}",
-        "seeds": f"scales {', '.join(map(str, seeds.scales))}, alpha {seeds.alpha}, {seeds.normalise}, CRF {_crf(seeds.crf)}",
-        "vote": f"{', '.join(config.voting_seeds())}; clean: votes >= {train.vote_threshold or config.vote_threshold()}",
+        "seeds": f"scales {', '.join(map(str, seeds.scales))}, alpha {seeds.alpha}, {seeds.normalise}, "
+        f"CRF {_crf(seeds.crf)}",
+        "vote": f"{', '.join(config.voting_seeds())}; clean: votes >= {t}",
         "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}, "
         f"temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
         "seed of the random numbers": str(config.seed),
@@ -117,7 +123,7 @@ def _seeds(quality: dict[str, Any] | None) -> str:
 def _clean(quality: dict[str, Any] | None) -> str:
     if not quality:
         return page.section("Clean and noisy", page.missing("stats (needs masks on train)"))
-    return page.section("Clean and noisy", *threshold_table(quality), *cells_table(quality))
+    return page.section("Clean and noisy", *threshold_table(quality))
 
 
 def _curves(config: Config) -> str:
@@ -144,17 +150,17 @@ def _evaluations(found: dict[str, Any]) -> str:
     for name, record in found.items():
         counted = f"{record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored"
         parts.append(f"<h3>{page.text(name)}</h3>")
-        lines = [counted, f"checkpoint {checkpoint_line(record['checkpoint'])}", protocol_line(record), *record["notes"]]
+        checkpoint = f"checkpoint {checkpoint_line(record['checkpoint'])}"
+        lines = [counted, checkpoint, protocol_line(record), *record["notes"]]
         parts += [page.paragraph(line, "quiet") for line in lines]
         parts.append(page.table(table_rows(record), totals=1))
     return page.section("Evaluation", *parts)
 
 
-def _legend(config: Config, classes: list[str]) -> str:
+def _legend(seeds: int, classes: list[str]) -> str:
     palette = voc_palette()
     names = [(name, palette[number].tolist()) for number, name in enumerate(classes)]
     names.append(("ignore (255)", palette[pictures.IGNORE_LABEL].tolist()))
-    seeds = len(config.voting_seeds())
     votes = [(f"{count} votes", colour.tolist()) for count, colour in enumerate(pictures.vote_colours(seeds))]
     clean = [("clean", pictures.CLEAN), ("noisy", pictures.NOISY), ("ignored", pictures.IGNORED)]
     return page.swatches(names) + page.swatches(votes) + page.swatches(clean)
@@ -179,11 +185,13 @@ def _photographs(config: Config, indexes: dict[str, ShardIndex]) -> str:
         if (config.run_dir / "train" / "checkpoints" / config.evaluate.checkpoint).is_file():
             raise  # there is one, and it is damaged
         model = None
-    parts = [_legend(config, next(iter(indexes.values())).classes)]
+    voters = len(pseudo.extra["seeds"]) if pseudo else len(config.voting_seeds())
+    parts = [_legend(voters, next(iter(indexes.values())).classes)]
     parts += [page.missing(name) for name, piece in (("seeds", seeds or pseudo), ("train", model)) if piece is None]
     if "train" in indexes:
         rows = gallery(config, indexes["train"], seeds, pseudo, model, device, config.report.images)
-        parts += [f"<h3>train</h3>{page.paragraph('Predictions are single scale, without CRF.', 'quiet')}", *_rows(rows)]
+        note = page.paragraph("Predictions are single scale, without CRF.", "quiet")
+        parts += [f"<h3>train</h3>{note}", *_rows(rows)]
     if "val" in indexes:
         count = (config.report.images + 1) // 2
         parts += ["<h3>val</h3>", *_rows(gallery(config, indexes["val"], None, None, model, device, count))]

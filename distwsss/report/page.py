@@ -1,6 +1,6 @@
 """HTML pieces of the report: escaping, tables, sections, the page. Called by `report.html`.
 
-Everything a piece shows is escaped here, in one place: class names, image names and configuration values come from data.
+Everything a piece shows is escaped here, in one place: class names, image names and settings come from data.
 The page needs no script and no network, and its policy forbids both.
 """
 
@@ -66,7 +66,7 @@ def table(rows: Sequence[Sequence[Any]], totals: int = 0, best: bool = False) ->
         for cell, value in zip(row[1:], numbers, strict=True):
             mark = ' class="best"' if top is not None and value == top else ""
             cells.append(f"<td{mark}>{text(cell)}</td>")
-        lines.append(f'<tr{" class=total" if number >= len(rows) - totals else ""}>' + "".join(cells) + "</tr>")
+        lines.append(f"<tr{' class=total' if number >= len(rows) - totals else ''}>" + "".join(cells) + "</tr>")
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
 
@@ -89,7 +89,7 @@ def cards(items: list[tuple[str, str]]) -> str:
     return f'<div class="cards">{"".join(boxes)}</div>'
 
 
-def swatches(items: list[tuple[str, Sequence[int]]]) -> str:
+def swatches(items: Sequence[tuple[str, Sequence[int]]]) -> str:
     """A legend of (name, RGB colour)."""
     parts = []
     for name, colour in items:
@@ -108,7 +108,9 @@ def figures(tiles: list[tuple[str, str]]) -> str:
 
 
 def plots(uris: list[tuple[str, str]]) -> str:
-    return '<div class="plots">' + "".join(f'<img src="{text(uri)}" alt="{text(name)}">' for name, uri in uris) + "</div>"
+    """(title, data: URI) as large pictures side by side."""
+    images = [f'<img src="{text(uri)}" alt="{text(name)}">' for name, uri in uris]
+    return f'<div class="plots">{"".join(images)}</div>'
 
 
 def details(summary: str, content: str) -> str:

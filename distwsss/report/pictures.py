@@ -58,6 +58,6 @@ def votes_map(votes: np.ndarray, seeds: int) -> str:
 
 def clean_map(clean: np.ndarray, labels: np.ndarray) -> str:
     """clean bool[H,W]: clean, noisy, and ignored (label 255) pixels in three colours."""
-    colours = np.where(clean[..., None], np.uint8(CLEAN), np.uint8(NOISY)).astype(np.uint8)
+    colours = np.array([NOISY, CLEAN], dtype=np.uint8)[clean.astype(np.int64)]
     colours[labels == IGNORE_LABEL] = IGNORED
     return _png(colours)

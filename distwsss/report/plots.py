@@ -42,7 +42,8 @@ def line_plot(title: str, lines: Series) -> str:
         axes = figure.subplots()
         for name, points in lines.items():
             marker = "o" if len(points) < 12 else None
-            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3, marker=marker, markersize=3)
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, label=name, linewidth=1.3, marker=marker, markersize=3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step")
         axes.spines["top"].set_visible(False)

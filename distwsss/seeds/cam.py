@@ -15,7 +15,7 @@ def _input(image: np.ndarray, factor: float, classifier: nn.Module) -> Tensor:
     """image uint8[H,W,3] -> float32 1,3,h,w, resized bicubic by `factor` and normalised as the classifier expects."""
     height, width = (max(1, round(factor * side)) for side in image.shape[:2])
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    normalised = (resized / 255 - np.float32(classifier.mean)) / np.float32(classifier.std)  # type: ignore[arg-type]
+    normalised = (resized / 255 - np.float32(classifier.mean)) / np.float32(classifier.std)
     device = next(classifier.parameters()).device
     return torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()).to(device)
 
@@ -40,7 +40,7 @@ def compute_cam(
     total: Tensor | None = None
     for cam_scale in cam_scales:
         pixels = _input(image, scale * base * cam_scale, classifier)
-        maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # type: ignore[operator]  # 2,N,h,w
+        maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # 2,N,h,w
         cam = maps[:1] + maps[1:].flip(-1)
         if total is None:
             total = cam
@@ -51,7 +51,7 @@ def compute_cam(
 
 
 def cam_to_full(cam: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float16[L,h,w] -> float32[L,height,width]: bilinear, then each class over its own maximum + 1e-5, so in [0, 1)."""
+    """float16[L,h,w] -> float32[L,height,width] in [0, 1): bilinear, then each class over its own maximum + 1e-5."""
     small = torch.from_numpy(cam.astype(np.float32))[None]
     full = interpolate(small, (height, width), mode="bilinear", align_corners=False)[0].numpy()
     return full / (full.max(axis=(1, 2), keepdims=True) + np.float32(1e-5))

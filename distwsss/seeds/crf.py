@@ -12,8 +12,6 @@ from distwsss.config.schema import CRFParams
 
 __all__ = ["CRFParams", "refine"]
 
-SMALLEST = 1e-20  # a seed's share of the joint softmax below this would have lost precision
-
 
 def refine(image: np.ndarray, probabilities: np.ndarray, params: CRFParams | None = None) -> np.ndarray:
     """Marginals of m independent dense CRFs of L labels each on one image.
@@ -21,9 +19,10 @@ def refine(image: np.ndarray, probabilities: np.ndarray, params: CRFParams | Non
     image: uint8[H,W,3] RGB; probabilities: float32[m,L,H,W] summing to 1 over L; params: default `CRFParams()` ->
     float32[m,L,H,W]. Inputs are unchanged. Raises ValueError for other shapes.
 
-    The m CRFs are stacked as one with m * L labels, so that the lattice is built once: a Potts energy of one label needs
-    only that label's own marginal, and only the softmax ties labels together. It is therefore undone after every step:
-    Q divided by its sum over each seed's own labels is what m separate CRFs compute.
+    The m CRFs are stacked as one with m * L labels, so that the lattice is built once: a Potts energy of one label
+    needs only that label's own marginal, and only the softmax ties labels together. After every step it is taken anew
+    over each seed's own labels, which is what m separate CRFs compute. (Dividing Q by its sums does the same in exact
+    arithmetic; in float32 it loses a digit, and everything where a seed's share of the joint softmax underflows.)
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype}{list(image.shape)}; allowed: uint8[H,W,3]")
@@ -43,7 +42,7 @@ def _infer(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> n
     crf = DenseCRF2D(width, height, seeds * labels)
     crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(seeds * labels, height * width)))
     crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
-    pixels = np.ascontiguousarray(image)
+    pixels = np.require(image, requirements=["C", "W"])  # pydensecrf takes no read-only buffer
     crf.addPairwiseBilateral(
         sxy=params.bilateral_sxy, srgb=params.bilateral_srgb, rgbim=pixels, compat=params.bilateral_compat
     )
@@ -52,24 +51,22 @@ def _infer(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> n
     shape = (height * width, seeds, labels)
     q, exponents = (np.asarray(matrix).T.reshape(shape) for matrix in (joint, energies))  # views: labels lie together
     assert np.shares_memory(q, np.asarray(joint)), "Q must be written in place"
-    _split(q, -unary.reshape(seeds, labels, -1).transpose(2, 0, 1))
+    _softmax(-unary.reshape(seeds, labels, -1).transpose(2, 0, 1), out=q)
     for _ in range(params.iterations):
         crf.stepInference(joint, energies, scratch)
-        _split(q, exponents)
+        _softmax(exponents, out=q)
     return q
 
 
-def _split(q: np.ndarray, exponents: np.ndarray) -> None:
-    """Turn the softmax over all labels, q: n,m,L, into one over each seed's labels, in place.
-
-    exponents: what it is the softmax of; used only where a seed's share is so small that it lost digits or is 0.
-    """
-    total = q[..., 0].copy()
-    for label in range(1, q.shape[2]):  # much faster than a sum over the short last axis
-        total += q[..., label]
-    lost = total < SMALLEST
-    if lost.any():
-        own = exponents[lost]
-        q[lost] = np.exp(own - own.max(axis=-1, keepdims=True))
-        total[lost] = q[lost].sum(axis=-1)
-    q /= total[..., None]
+def _softmax(exponents: np.ndarray, out: np.ndarray) -> None:
+    """Softmax over the last axis of n,m,L. Loops over the short axis: numpy's own reduction over it is far slower."""
+    labels = range(exponents.shape[-1])
+    highest = exponents[..., 0].copy()
+    for label in labels[1:]:
+        np.maximum(highest, exponents[..., label], out=highest)
+    np.subtract(exponents, highest[..., None], out=out)
+    np.exp(out, out=out)
+    total = out[..., 0].copy()
+    for label in labels[1:]:
+        total += out[..., label]
+    out /= total[..., None]

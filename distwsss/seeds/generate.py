@@ -1,7 +1,8 @@
 """The `seeds` stage: image shard i -> seed shard i -> pseudo-label shard i. Called by `cli`.
 
 A chunk of work is a shard, handled by a plain function of a picklable task (`seed_shard`, `vote_shard`), here in a
-local process pool. Finished shards are recorded beside them, so a rerun makes only what is missing; the index comes last.
+local process pool. Finished shards are recorded beside them, so a rerun makes only what is missing; the index comes
+last.
 """
 
 from __future__ import annotations
@@ -75,13 +76,23 @@ class VoteTask:
 
 
 @lru_cache(maxsize=8)
+def _load_classifier(folder: Path, device: str, changed: int) -> Classifier:
+    return from_pretrained(folder, device)
+
+
 def _classifier(folder: Path, device: str) -> Classifier:
-    return from_pretrained(folder, device)  # once per process
+    """Loaded once per process, and anew where the file changed: a sweep may retrain into the same folder."""
+    return _load_classifier(folder, device, (folder / WEIGHTS).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def _index(folder: Path, kind: str) -> ShardIndex:
+def _load_index(folder: Path, kind: str, changed: int) -> ShardIndex:
     return load_index(folder, kind)
+
+
+def _index(folder: Path, kind: str) -> ShardIndex:
+    """Loaded once per process, and anew where the file changed."""
+    return _load_index(folder, kind, (folder / INDEX).stat().st_mtime_ns)
 
 
 def _checked_index(folder: Path, kind: str, shard: int) -> ShardIndex:
@@ -171,13 +182,13 @@ def _classifier_folders(config: Config) -> list[Path]:
         checkpoints = config.run_dir / "classify" / f"{p:.2f}" / "checkpoints"
         folder = read_pointer(checkpoints / "LAST")
         if folder is None or not (checkpoints.parent / "done.json").is_file():
-            raise CheckpointError(f"{checkpoints}: no finished classifier for p = {p:.2f}; run `distwsss classify` first")
+            raise CheckpointError(f"{checkpoints}: no finished classifier for p = {p:.2f}; run `distwsss classify`")
         folders.append(folder)
     return folders
 
 
 def _run_shards(
-    stage: str, folder: Path, parameters: dict[str, Any], tasks: list[Any], work: Callable[[Any], ShardRecord], workers: int
+    stage: str, parameters: dict[str, Any], tasks: list[Any], work: Callable[[Any], ShardRecord], workers: int
 ) -> list[ShardRecord]:
     """`work` on every task whose record is not there yet; records of all, in task order.
 
@@ -230,7 +241,9 @@ def generate_seeds(config: Config) -> None:
     classifiers = _classifier_folders(config)
     section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
     weights = {f"{p:.2f}": sha256_file(c / WEIGHTS) for p, c in zip(config.classify.dropouts, classifiers, strict=True)}
-    parameters = {"seeds": section, "inputs": {"images": images.fingerprint, "classifiers": weights}}
+    inputs = {"images": images.fingerprint, "classifiers": weights}
+    # the list too: `weights` is written in the order of its keys, but s0.png, s1.png, ... follow the list
+    parameters = {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
     if is_done(folder / INDEX, parameters, "seeds"):
         log.info("seeds: complete, skipped")
         return
@@ -241,7 +254,7 @@ def generate_seeds(config: Config) -> None:
         SeedTask(images.folder, shard, folder / f"seeds-{shard:05d}.tar", tuple(classifiers), config.seeds, device)
         for shard in range(len(images.shards))
     ]
-    records = _run_shards("seeds", folder, parameters, tasks, seed_shard, config.hardware.workers)
+    records = _run_shards("seeds", parameters, tasks, seed_shard, config.hardware.workers)
     extra = {"seeds": names, "versions": _versions(device)}
     write_index(folder, records, parameters, images.classes, "seeds", extra)
     _drop_records(tasks)
@@ -273,7 +286,7 @@ def vote_seeds(config: Config) -> None:
         )
         for shard in range(len(images.shards))
     ]
-    records = _run_shards("vote", folder, parameters, tasks, vote_shard, config.hardware.workers)
+    records = _run_shards("vote", parameters, tasks, vote_shard, config.hardware.workers)
     write_index(folder, records, parameters, images.classes, "pseudo", {"seeds": voters})
     _drop_records(tasks)
 

@@ -10,8 +10,9 @@ def select_seeds(iou: dict[str, list[float]]) -> list[str]:
 
     iou: seed name -> IoU of each class, all of one length; NaN (class absent) is skipped. Ties go to the first-listed.
     """
-    if len({len(values) for values in iou.values()}) > 1:
-        raise ValueError(f"lengths differ: { {name: len(values) for name, values in iou.items()} }; allowed: one value per class")
+    lengths = {name: len(values) for name, values in iou.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"found {lengths} values; allowed: one value per class for every seed")
     kept = set()
     for values in zip(*iou.values(), strict=True):
         known = [(value, name) for name, value in zip(iou, values, strict=True) if not math.isnan(value)]

@@ -11,7 +11,8 @@ from distwsss.losses.classification import multilabel_loss
 def reference(scores, targets):
     total = 0.0
     for row, wanted in zip(scores.tolist(), targets.tolist(), strict=True):
-        terms = [-math.log(1 / (1 + math.exp(-s))) if t else -math.log(1 - 1 / (1 + math.exp(-s))) for s, t in zip(row, wanted, strict=True)]
+        chances = [1 / (1 + math.exp(-score)) for score in row]
+        terms = [-math.log(p if target else 1 - p) for p, target in zip(chances, wanted, strict=True)]
         total += sum(terms) / len(terms)
     return total
 

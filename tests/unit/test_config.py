@@ -82,6 +82,9 @@ def test_yaml_traps(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(write(tmp_path, "name: !!python/object/apply:os.system ['true']\n"))
     assert load_config(write(tmp_path), overrides=["train.optim.lr=1e-3"]).train.optim.lr == 1e-3
+    assert load_config(write(tmp_path), overrides=["hardware.mixed_precision=no"]).hardware.mixed_precision == "no"
+    assert load_config(write(tmp_path), overrides=["data.tuning_ids=[2007_000032]"]).data.tuning_ids == ["2007_000032"]
+    assert load_config(write(tmp_path), overrides=["seeds.vote_on=null", "seed=010"]).seed in (8, 10)
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(tmp_path / "missing.yaml")
 

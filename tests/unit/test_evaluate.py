@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_run import CLASSES, make_config, make_truth, picture, write_images, write_segmenter
 from pydensecrf import densecrf
 from pydensecrf.utils import unary_from_softmax
 
@@ -23,7 +24,6 @@ from distwsss.evaluate.inference import load_segmenter, predict_probabilities
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels
 from distwsss.evaluate.scores import describe_checkpoint, table_rows
 from distwsss.runtime.progress import log
-from evaluation_run import CLASSES, make_config, make_truth, picture, write_images, write_segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -254,4 +254,3 @@ def test_what_a_foreign_checkpoint_was_trained_with_is_read_from_it(tmp_path: Pa
     assert describe_checkpoint(config, folder) == wanted
     (folder / "trainer.json").write_text("{ cut")
     assert describe_checkpoint(config, folder) == {"folder": "elsewhere"}
-

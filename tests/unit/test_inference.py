@@ -60,7 +60,7 @@ def plain_loop(
     views = []
     model = model.double()
     for scale in scales:
-        size = (int(math.floor(scale * height + 0.5)), int(math.floor(scale * width + 0.5)))
+        size = (math.floor(scale * height + 0.5), math.floor(scale * width + 0.5))
         scaled = nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)
         for mirrored in [False, True] if flip else [False]:
             z = model(scaled.flip(3) if mirrored else scaled)
@@ -115,10 +115,9 @@ def test_one_pixel_image_and_tiny_scale() -> None:
 
 
 def test_checkpoint_folder_follows_the_pointer(tmp_path: Path) -> None:
-    config = check_config(
-        {"name": "x", "data": {"dataset": "shapes"}, "paths": {"run": str(tmp_path)}, "evaluate": {"checkpoint": "BEST"}}
-    )
-    with pytest.raises(CheckpointError, match="BEST.*distwsss train"):
+    tree = {"name": "x", "data": {"dataset": "shapes"}, "paths": {"run": str(tmp_path)}}
+    config = check_config({**tree, "evaluate": {"checkpoint": "BEST"}})
+    with pytest.raises(CheckpointError, match=r"BEST.*distwsss train"):
         checkpoint_folder(config)
     (tmp_path / "train" / "checkpoints").mkdir(parents=True)
     (tmp_path / "train" / "checkpoints" / "BEST").write_text("step-00000010\n")
