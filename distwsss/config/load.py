@@ -30,10 +30,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    keys = [loader.construct_object(key) for key in own]
     for position, key in enumerate(keys):
         if key in keys[:position]:
-            line = node.value[position][0].start_mark.line + 1
+            line = own[position].start_mark.line + 1
             raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} stands twice", None)
     return loader.construct_mapping(node, deep=True)
 

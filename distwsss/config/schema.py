@@ -209,6 +209,9 @@ class SeedsSection(Section):
 
     scales: list[Positive] = Field([1.00, 1.20], min_length=1)
     base_size: int | None = Field(None, ge=32, description="longest side scaled by 1.00; default: the image's own")
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None, description="of the CAMs; default: the classifier's own. The same weights, dilated (a trous), finer maps"
+    )
     cam_scales: list[Positive] = Field([1.0], min_length=1, description="multiplied by the scale, CAMs summed")
     alpha: Positive = 8.0
     normalise: Literal["softmax", "sum"] = "softmax"

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def _array(values: Any) -> np.ndarray:
+    """A numpy array of a tensor on any device, or of an array."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
 class ConfusionMatrix:
     """One matrix over a whole set: `matrix[i, j]` counts pixels of true class i predicted as j, int64[K, K + 1].
 
@@ -19,18 +24,18 @@ class ConfusionMatrix:
 
     def update(self, prediction: Any, target: Any) -> None:
         """Add integers of equal shape (torch or numpy). Raises ValueError for other shapes or class ids."""
-        predicted, true = np.asarray(prediction), np.asarray(target)
+        predicted, true = _array(prediction), _array(target)
         if predicted.shape != true.shape:
             raise ValueError(f"prediction {predicted.shape} and target {true.shape} differ in shape")
         labelled = true != self.ignore_index
         predicted, true = predicted[labelled].astype(np.int64), true[labelled].astype(np.int64)
-        predicted[predicted == self.ignore_index] = self.num_classes
-        for name, values, high in (("target", true, self.num_classes), ("prediction", predicted, self.num_classes + 1)):
-            if values.size and not (values.min() >= 0 and values.max() < high):
+        for name, values in (("target", true), ("prediction", predicted[predicted != self.ignore_index])):
+            if values.size and not (values.min() >= 0 and values.max() < self.num_classes):
                 raise ValueError(
                     f"{name} holds class ids {values.min()}..{values.max()}; "
                     f"allowed: 0..{self.num_classes - 1} and {self.ignore_index}"
                 )
+        predicted[predicted == self.ignore_index] = self.num_classes
         width = self.num_classes + 1
         counts = np.bincount(true * width + predicted, minlength=self.num_classes * width)
         self.matrix += counts.reshape(self.matrix.shape)

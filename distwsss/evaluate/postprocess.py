@@ -1,4 +1,4 @@
-"""Dense CRF over a segmenter's probabilities, in processes of its own. Called by `evaluate` and `predict`.
+"""Dense CRF over a segmenter's probabilities, in processes of its own. Called by `evaluate`, `predict`, `label_stats`.
 
 Imports no torch: these functions run in spawned processes, which should start fast and stay small.
 """
@@ -60,6 +60,6 @@ def bounded_pool(workers: int) -> Iterator[Callable[..., None]]:
         while pending:
             consume_oldest()
     except BrokenProcessPool as error:
-        raise RunError("a CRF process was killed (out of memory?); lower hardware.workers and run it again") from error
+        raise RunError("a child process was killed (out of memory?); lower hardware.workers and run again") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -29,10 +29,12 @@ def save_pretrained(model: nn.Module, folder: Path) -> None:
     write_json(folder / CONFIG, model.architecture())
 
 
-def _build(folder: Path) -> nn.Module:
+def _build(folder: Path, output_stride: int | None) -> nn.Module:
     path = folder / CONFIG
     try:
         architecture = read_json(path)
+        if output_stride:
+            architecture["backbone"]["output_stride"] = output_stride
         if architecture["kind"] == "classifier":
             section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
             return Classifier(section, architecture["classes"], architecture["dropout"])
@@ -65,9 +67,14 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(weights)
 
 
-def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The classifier or segmenter stored in a checkpoint folder, in eval mode on `device`."""
+def from_pretrained(
+    folder: str | Path, device: str | torch.device = "cpu", output_stride: int | None = None
+) -> nn.Module:
+    """The classifier or segmenter stored in a checkpoint folder, in eval mode on `device`.
+
+    With another `output_stride` than it was trained with the same weights are applied dilated (a trous).
+    """
     folder = Path(folder)
-    model = _build(folder)
+    model = _build(folder, output_stride)
     load_weights(model, folder)
     return model.to(device).eval()

@@ -49,7 +49,8 @@ def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> st
                 what = f"train mIoU of its clean pixels, t = {entry['t']}, {percent(entry['coverage'])}% of all"
                 items.append((percent(entry["miou"]), what))
     cards = page.cards(items) if items else page.missing("evaluate and stats")
-    return page.section("Headline numbers", cards, page.paragraph("mIoU in percent, background included.", "quiet"))
+    notes = ["mIoU in percent, background included", *evaluations.get("val", {}).get("notes", [])]
+    return page.section("Headline numbers", cards, page.paragraph("; ".join(notes) + ".", "quiet"))
 
 
 def _class_counts(index: ShardIndex) -> list[int]:
@@ -76,8 +77,8 @@ def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
     first = next(iter(indexes.values()))
     if len(first.classes) <= LARGEST_CLASS_TABLE:
         counts = {role: _class_counts(index) for role, index in indexes.items()}
-        heading = ["images with class", *first.classes[1:]]
-        parts.append(page.table([heading, *([role, *numbers[1:]] for role, numbers in counts.items())]))
+        rows = [[name, *(numbers[label] for numbers in counts.values())] for label, name in enumerate(first.classes)]
+        parts.append(page.table([["images with class", *counts], *rows[1:]]))
     return page.section("Data", *parts)
 
 

@@ -24,12 +24,13 @@ p { margin: 6px 0; max-width: 90ch; } .quiet { color: #5b6673; }
 .card { border: 1px solid #d8dee6; border-radius: 8px; padding: 10px 16px; min-width: 150px; }
 .card b { display: block; font-size: 25px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { color: #5b6673; font-size: 13px; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 8px 0 14px; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #e8ecf1; white-space: nowrap; }
-th { background: #f5f7fa; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { background: #f5f7fa; font-weight: 600; white-space: normal; vertical-align: bottom; max-width: 110px; }
+th:first-child, td:first-child { text-align: left; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; } td.best { font-weight: 700; }
-tr.total td { border-top: 2px solid #9aa5b1; font-weight: 600; }
+tr.total td { font-weight: 600; } tr:not(.total) + tr.total td { border-top: 2px solid #9aa5b1; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: 13px; margin: 8px 0; }
 .legend i { display: inline-block; width: 13px; height: 13px; border: 1px solid #0003; vertical-align: -2px;
             margin-right: 5px; }

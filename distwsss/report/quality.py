@@ -10,7 +10,7 @@ from distwsss.report import page
 
 def facts(quality: dict[str, Any]) -> list[str]:
     """What the figures refer to."""
-    lines = [f"train list {quality['split']}: {quality['images']} images scored"]
+    lines = [f"List {quality['split']}: {quality['images']} images scored"]
     lines.append(f"Seeds that vote: {', '.join(quality['vote_on'])}")
     if quality["seeds"]:
         lines.append(f"The selection rule would keep: {', '.join(quality['selected'])}")

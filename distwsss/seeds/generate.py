@@ -76,13 +76,13 @@ class VoteTask:
 
 
 @lru_cache(maxsize=8)
-def _load_classifier(folder: Path, device: str, changed: int) -> Classifier:
-    return from_pretrained(folder, device)
+def _load_classifier(folder: Path, device: str, output_stride: int | None, changed: int) -> Classifier:
+    return from_pretrained(folder, device, output_stride)
 
 
-def _classifier(folder: Path, device: str) -> Classifier:
+def _classifier(folder: Path, device: str, output_stride: int | None) -> Classifier:
     """Loaded once per process, and anew where the file changed: a sweep may retrain into the same folder."""
-    return _load_classifier(folder, device, (folder / WEIGHTS).stat().st_mtime_ns)
+    return _load_classifier(folder, device, output_stride, (folder / WEIGHTS).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
@@ -127,7 +127,7 @@ def image_seeds(image: np.ndarray, labels: list[int], task: SeedTask) -> np.ndar
         return np.zeros((count, height, width), np.uint8)
     unaries = []
     for folder in task.classifiers:
-        classifier = _classifier(folder, task.device)
+        classifier = _classifier(folder, task.device, section.output_stride)
         for scale in section.scales:
             cam = compute_cam(classifier, image, labels, scale, section.base_size, section.cam_scales)
             unaries.append(probabilities(cam_to_full(cam, height, width), section.alpha, section.normalise))

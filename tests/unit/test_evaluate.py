@@ -125,7 +125,7 @@ def test_pool_is_bounded_ordered_and_reports_a_killed_worker() -> None:
         with bounded_pool(1) as submit:
             submit(seen.append, _die)
 
-    with pytest.raises(RunError, match="CRF process was killed"):
+    with pytest.raises(RunError, match="child process was killed"):
         run_killed()
 
 

@@ -245,7 +245,7 @@ def test_hybrid_loss_without_one_kind_of_pixel(kind):
     found.value.backward()
     assert found.value.isfinite()
     assert logits.grad.isfinite().all()
-    assert (float(found.value) == 0) == (kind == "only ignored")
+    assert (found.value.item() == 0) == (kind == "only ignored")
 
 
 def test_hybrid_loss_draws_complements_from_the_generator():

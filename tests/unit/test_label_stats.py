@@ -54,7 +54,8 @@ def build(config, truth=True):
         labels, votes = vote(seeds[VOTERS])
         photo = {"jpg": encode_jpeg(np.zeros((*SHAPE, 3), np.uint8)), "json": to_json({"labels": [1, 2]})}
         masked = {"truth.png": encode_palette(mask)} if truth and number < 4 else {}
-        maps = {"label.png": encode_palette(labels), "votes.png": encode_gray(votes), "clean.png": encode_clean(votes >= 2)}
+        maps = {"label.png": encode_palette(labels), "votes.png": encode_gray(votes)}
+        maps["clean.png"] = encode_clean(votes >= 2)
         samples["images"].append((f"k{number}", {**photo, **masked}))
         samples["seeds"].append((f"k{number}", {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(seeds)}))
         samples["pseudo"].append((f"k{number}", {"jpg": photo["jpg"], **maps, "json": photo["json"]}))
@@ -74,7 +75,8 @@ def pixels(numbers=range(4)):
         truth, seeds = make_maps(number)
         labels, votes = vote(seeds[VOTERS])
         for place in zip(*np.nonzero(truth != 255), strict=True):
-            found.append((int(truth[place]), seeds[(slice(None), *place)].tolist(), int(labels[place]), int(votes[place])))
+            of_seeds = seeds[(slice(None), *place)].tolist()
+            found.append((int(truth[place]), of_seeds, int(labels[place]), int(votes[place])))
     return found
 
 
@@ -122,7 +124,8 @@ def test_every_threshold(config):
         assert row["coverage"] == pytest.approx(len(clean) / len(everything))
         a, d = (sum((t == p) == same for t, p in clean) for same in (True, False))
         b, c = (sum((t == p) == same for t, p in noisy) for same in (True, False))
-        assert row["cells"] == pytest.approx({k: v / len(everything) for k, v in zip("abcd", (a, b, c, d), strict=True)})
+        shares = [count / len(everything) for count in (a, b, c, d)]
+        assert row["cells"] == pytest.approx(dict(zip("abcd", shares, strict=True)))
         assert sum(row["cells"].values()) == pytest.approx(1)
         within = {
             "clean_agree": a / (a + d),
