@@ -188,7 +188,11 @@ class OptimSection(Section):
 
 
 class BackboneSection(Section):
-    name: str = Field("lite", description="`lite`, `tiny` or any timm model with feature maps")
+    name: str = Field(
+        "lite",
+        description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
+        "its head convolution (1280 channels, for classifiers); `tiny`: from scratch, for demo and tests",
+    )
     pretrained: bool = Field(True, description="start from the published weights of `name`; `tiny` has none")
     output_stride: Literal[8, 16, 32] = 16
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")

@@ -1,4 +1,4 @@
-"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, and `tiny` for the demo."""
+"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, `tiny`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.weights import load_lite
 
+LITE = "tf_efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -60,6 +61,22 @@ class TimmFeatures(nn.Module):
         return self.net(images)[-1]
 
 
+class LiteFull(nn.Module):
+    """EfficientNet-Lite0 with its head convolution, BatchNorm and ReLU6: 1280 channels, none negative.
+
+    CAMs want such features: the classification layer has no bias, so that only a non-negative mean can say "absent".
+    """
+
+    channels = 1280
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        self.net = timm.create_model(LITE, pretrained=False, num_classes=0, global_pool="", output_stride=output_stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net.forward_features(images)
+
+
 class Backbone(nn.Module):
     """images B,3,H,W, normalised by `mean` and `std` (of values in 0..1) -> features B,channels,H/stride,W/stride.
 
@@ -75,8 +92,9 @@ class Backbone(nn.Module):
             if section.pretrained:
                 raise ConfigError("backbone tiny has no published weights; set `pretrained: false`")
             self.net: nn.Module = TinyNet(section.output_stride)
-        elif section.name == "lite":
-            self.net = TimmFeatures("tf_efficientnet_lite0", False, section.output_stride)
+        elif section.name in ("lite", "lite_full"):
+            full = section.name == "lite_full"
+            self.net = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)
             self.mean, self.std = [0.498] * 3, [0.502] * 3
             if section.pretrained:
                 load_lite(self.net.net)
@@ -99,6 +117,7 @@ class Backbone(nn.Module):
             for norm in self._norms():
                 for parameter in norm.parameters(recurse=False):
                     parameter.requires_grad_(False)
+                norm.eval()
 
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]

@@ -115,24 +115,30 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def image_seeds(image: np.ndarray, labels: list[int], task: SeedTask) -> np.ndarray:
-    """All seeds of one image: uint8[m,H,W] class ids, one per (p, scale), p outermost.
-
-    One CRF call refines them together. An image without labels is background only.
-    """
-    height, width = image.shape[:2]
-    section = task.section
-    count = len(task.classifiers) * len(section.scales)
-    if not labels:
-        return np.zeros((count, height, width), np.uint8)
-    unaries = []
+def image_cams(image: np.ndarray, labels: list[int], task: SeedTask) -> np.ndarray:
+    """The normalised CAMs of one image, float32[m,L,H,W]: one per (p, scale), p outermost."""
+    section, cams = task.section, []
     for folder in task.classifiers:
         classifier = _classifier(folder, task.device, section.output_stride)
         for scale in section.scales:
             cam = compute_cam(classifier, image, labels, scale, section.base_size, section.cam_scales)
-            unaries.append(probabilities(cam_to_full(cam, height, width), section.alpha, section.normalise))
-    marginals = refine(image, np.stack(unaries), section.crf)
+            cams.append(cam_to_full(cam, image.shape[0], image.shape[1]))
+    return np.stack(cams)
+
+
+def refine_cams(image: np.ndarray, labels: list[int], cams: np.ndarray, section: SeedsSection) -> np.ndarray:
+    """CAMs float32[m,L,H,W] -> seeds uint8[m,H,W] of class ids: the alpha background, then one CRF call for all."""
+    unaries = np.stack([probabilities(cam, section.alpha, section.normalise) for cam in cams])
+    marginals = refine(image, unaries, section.crf)
     return np.array([0, *labels], np.uint8)[marginals.argmax(axis=1)]
+
+
+def image_seeds(image: np.ndarray, labels: list[int], task: SeedTask) -> np.ndarray:
+    """All seeds of one image: uint8[m,H,W] class ids. An image without labels is background only."""
+    if not labels:
+        count = len(task.classifiers) * len(task.section.scales)
+        return np.zeros((count, *image.shape[:2]), np.uint8)
+    return refine_cams(image, labels, image_cams(image, labels, task), task.section)
 
 
 def seed_shard(task: SeedTask) -> ShardRecord:
@@ -175,7 +181,7 @@ def vote_shard(task: VoteTask) -> ShardRecord:
     return write_shard(task.output, samples())
 
 
-def _classifier_folders(config: Config) -> list[Path]:
+def classifier_folders(config: Config) -> list[Path]:
     """The checkpoint of each classifier. Raises CheckpointError where one is not there."""
     folders = []
     for p in config.classify.dropouts:
@@ -238,7 +244,7 @@ def _each(
 def generate_seeds(config: Config) -> None:
     """CAM and CRF of every (p, scale) over the train image shards, to shards/NAME/seeds."""
     images, folder = load_index(images_dir(config, "train"), "images"), seeds_dir(config)
-    classifiers = _classifier_folders(config)
+    classifiers = classifier_folders(config)
     section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
     weights = {f"{p:.2f}": sha256_file(c / WEIGHTS) for p, c in zip(config.classify.dropouts, classifiers, strict=True)}
     inputs = {"images": images.fingerprint, "classifiers": weights}

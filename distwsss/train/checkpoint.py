@@ -27,6 +27,7 @@ from distwsss.runtime.artifacts import (
     write_manifest,
     write_pointer,
 )
+from distwsss.runtime.faults import fault_point
 from distwsss.runtime.progress import log
 
 OPTIMIZER, TRAINER = "optimizer.pt", "trainer.json"
@@ -56,7 +57,9 @@ def save_checkpoint(
             torch.save(optimizer_state, temporary / OPTIMIZER)
         write_json(temporary / TRAINER, trainer)
         shutil.rmtree(final, ignore_errors=True)
+        fault_point(f"before-publish:{final.name}")
         publish_folder(temporary, final)
+        fault_point(f"after-publish:{final.name}")
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as RuntimeError; the previous checkpoint and LAST are untouched
         shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)

@@ -103,6 +103,7 @@ def fit(
     accelerator = make_accelerator(hardware, split.accumulation)
     total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
     optimizer = build_optimizer(task.model, section)
+    task.model.train()
     if init_from:
         load_weights(task.model, init_from)
     start, attempt = _resume(task, optimizer, folder / "checkpoints", resume)

@@ -47,11 +47,13 @@ def test_all_problems_in_one_report_with_source_key_and_suggestion(tmp_path: Pat
     assert "`seeds.alpha`: found -1" in message
     assert "--set classify.dropouts=[1.5]: `classify.dropouts.0`: found 1.5" in message
     assert "`nme`: unknown key; did you mean `name`?" in message
-    assert "`train.optim.duration`: found 'forever'; allowed: a number with a unit" in message
+    assert "`train.optim.duration`: found 'forever'; allowed: a number" in message
 
 
-SECTIONS = ["", "paths.", "hardware.", "data.", "data.shapes.", "prepare.", "classify.", "classify.backbone.",
-            "classify.augment.", "classify.optim.", "seeds.", "seeds.crf.", "train.", "evaluate.", "report."]  # fmt: skip
+SECTIONS = [
+    "", "paths.", "hardware.", "data.", "data.shapes.", "prepare.", "classify.", "classify.backbone.",
+    "classify.augment.", "classify.optim.", "seeds.", "seeds.crf.", "train.", "evaluate.", "report.",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -83,7 +85,8 @@ def test_yaml_traps(tmp_path: Path) -> None:
         load_config(write(tmp_path, "name: !!python/object/apply:os.system ['true']\n"))
     assert load_config(write(tmp_path), overrides=["train.optim.lr=1e-3"]).train.optim.lr == 1e-3
     assert load_config(write(tmp_path), overrides=["hardware.mixed_precision=no"]).hardware.mixed_precision == "no"
-    assert load_config(write(tmp_path), overrides=["data.tuning_ids=[2007_000032]"]).data.tuning_ids == ["2007_000032"]
+    ids = load_config(write(tmp_path), overrides=["data.tuning_ids=[2007_000032]"]).data.tuning_ids
+    assert ids == ["2007_000032"]
     assert load_config(write(tmp_path), overrides=["seeds.vote_on=null", "seed=010"]).seed in (8, 10)
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(tmp_path / "missing.yaml")

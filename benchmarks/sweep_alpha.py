@@ -1,0 +1,99 @@
+"""Choose alpha (and the normalisation) of the seeds on the tuning ids of a configuration.
+
+    python benchmarks/sweep_alpha.py --config configs/voc_mini/lite.yaml --set data.root=PATH
+
+Needs `prepare` and `classify`. CAMs are computed once per image; each setting refines the voting seeds, and the vote is
+scored with the train masks of `data.tuning_ids` only. Prints a table; what it measured is in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distwsss.config import Config, load_config
+from distwsss.data.images import decode_image
+from distwsss.data.shard_format import key_from_name
+from distwsss.data.shard_index import images_dir, load_index
+from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.evaluate.miou import ConfusionMatrix
+from distwsss.evaluate.postprocess import bounded_pool
+from distwsss.runtime.progress import setup_logging, track
+from distwsss.seeds.generate import SeedTask, classifier_folders, image_cams, refine_cams
+from distwsss.seeds.vote import vote
+
+SETTINGS = [("softmax", alpha) for alpha in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)] + [
+    ("sum", alpha) for alpha in (1.0, 2.0, 4.0, 8.0)
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    shard: int
+    position: int
+
+
+def score_image(config: Config, task: SeedTask, place: Place) -> np.ndarray:
+    """Confusion matrices of the vote, of its unanimous pixels and of each voter: int64[settings,2+m,K,K+1]."""
+    torch.set_num_threads(1)
+    index = load_index(images_dir(config, "train"), "images")
+    members = read_fields(index, place.shard, place.position, ["jpg", "json"])
+    image, labels = decode_image(members["jpg"], "image"), json.loads(members["json"])["labels"]
+    truth = read_truth(index, place.shard, place.position)
+    voters = [config.seed_names().index(name) for name in config.voting_seeds()]
+    cams = image_cams(image, labels, task)[voters]
+    found = []
+    for normalise, alpha in SETTINGS:
+        section = task.section.model_copy(update={"alpha": alpha, "normalise": normalise})
+        seeds = refine_cams(image, labels, cams, section)
+        voted, votes = vote(seeds)
+        agreed = np.where(votes == len(voters), truth, 255)
+        matrices = []
+        for prediction, target in [(voted, truth), (voted, agreed), *((seed, truth) for seed in seeds)]:
+            confusion = ConfusionMatrix(len(index.classes))
+            confusion.update(prediction, target)
+            matrices.append(confusion.matrix)
+        found.append(np.stack(matrices))
+    return np.stack(found)
+
+
+def _miou(matrix: np.ndarray) -> float:
+    confusion = ConfusionMatrix(len(matrix))
+    confusion.matrix = matrix
+    return 100 * confusion.miou()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", dest="overrides", action="append")
+    arguments = parser.parse_args()
+    setup_logging()
+    config = load_config(arguments.config, overrides=arguments.overrides)
+    index = load_index(images_dir(config, "train"), "images")
+    tuning = {key_from_name(name) for name in config.data.tuning_ids}
+    places = [Place(s, i) for s, ids in enumerate(index.select(tuning.__contains__).positions) for i in ids]
+    task = SeedTask(index.folder, 0, index.folder, tuple(classifier_folders(config)), config.seeds, "cpu")
+    totals: list[np.ndarray] = []
+    with bounded_pool(config.hardware.workers) as submit:
+        for place in track(places, len(places), "sweep"):
+            submit(totals.append, score_image, config, task, place)
+    total = np.sum(totals, axis=0)
+    print(f"{len(places)} tuning images; mIoU of the vote of {len(config.voting_seeds())} seeds, of its unanimous")
+    print("pixels, the coverage of these, and the best single seed")
+    for (normalise, alpha), matrices in zip(SETTINGS, total, strict=True):
+        single = [_miou(matrix) for matrix in matrices[2:]]
+        best = config.voting_seeds()[int(np.argmax(single))]
+        coverage = 100 * matrices[1].sum() / matrices[0].sum()
+        print(
+            f"| {normalise} | {alpha:g} | {_miou(matrices[0]):.2f} | {_miou(matrices[1]):.2f} | {coverage:.1f} "
+            f"| {max(single):.2f} ({best}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Imports go down only (DESIGN, Tree), and optional packages are imported in one file each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "distwsss"
+LAYERS = [
+    {"errors", "__init__", "__main__"},
+    {"config"},
+    {"runtime"},
+    {"losses", "models", "seeds.cam", "seeds.crf", "seeds.vote", "seeds.select", "seeds", "evaluate.miou", "evaluate"},
+    {"data"},
+    {"evaluate.*"},
+    {"seeds.generate", "train"},
+    {"report"},
+    {"cli"},
+]
+ONE_FILE = {"ray": "runtime/ray_pool.py", "deepspeed": None, "wandb": None, "accelerate": None}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(module: str) -> int:
+    """The layer of `a.b` (below distwsss): by its full name, its package's modules, its package."""
+    package = module.partition(".")[0]
+    for name in (module, f"{package}.*" if "." in module else module, package):
+        for number, names in enumerate(LAYERS):
+            if name in names:
+                return number
+    raise AssertionError(f"{module} stands in no layer")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down_only(path: Path) -> None:
+    module = module_of(path)
+    if module == "__main__":
+        return
+    for name in imports(path):
+        if name.startswith("distwsss."):
+            target = name.removeprefix("distwsss.")
+            same_package = target.partition(".")[0] == module.partition(".")[0]
+            assert layer(target) < layer(module) or (layer(target) == layer(module) and same_package), (
+                f"{module} imports {target}"
+            )
+
+
+def test_optional_packages_stay_in_their_file() -> None:
+    users = {name: {str(p.relative_to(PACKAGE)) for p in FILES if name in {i.partition(".")[0] for i in imports(p)}}
+             for name in ONE_FILE}  # fmt: skip
+    assert users["ray"] <= {"runtime/ray_pool.py"}
+    assert not users["deepspeed"]
+    assert not users["wandb"]
+    assert all(user.startswith("train/") for user in users["accelerate"])
+
+
+def test_configuration_and_help_need_no_torch() -> None:
+    for path in [*(PACKAGE / "config").glob("*.py"), PACKAGE / "errors.py", PACKAGE / "seeds/crf.py"]:
+        assert "torch" not in {name.partition(".")[0] for name in imports(path)}, path

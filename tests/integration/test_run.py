@@ -1,0 +1,200 @@
+"""The whole line through the command line, on generated data: what it leaves, skips, refuses and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import merged, tiny_tree
+from PIL import Image
+
+from distwsss.cli import main
+from distwsss.config.load import check_config
+from distwsss.data.shard_index import images_dir, load_index
+from distwsss.data.shard_reader import iter_shard
+from distwsss.data.shard_writer import write_index, write_shard
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml and its finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    tree = merged(tiny_tree(folder), {"evaluate": {"scales": [1.0]}, "train": {"evaluate_every": "50%"}})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        [sys.executable, "-m", "distwsss", "run", "--config", str(folder / "tiny.yaml")],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_run_leaves_what_design_names(finished: Path) -> None:
+    run, shards = finished / "run", finished / "shards"
+    for name in ("config.yaml", "command.txt", "env.json", "exit.json", "seeds/quality.json", "evaluate/val.json",
+                 "report/index.html", "classify/0.10/metrics.jsonl", "classify/0.30/checkpoints/LAST",
+                 "train/metrics.jsonl", "train/checkpoints/LAST", "train/checkpoints/BEST"):  # fmt: skip
+        assert (run / name).is_file(), name
+    for name in ("images/train", "images/val", "seeds", "pseudo"):
+        assert (shards / name / "index.json").is_file(), name
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    printed = (finished / "stdout").read_text()
+    assert "mIoU" in printed
+    assert str((run / "report/index.html").resolve()) in printed
+
+
+def test_rerun_skips_every_stage_and_touches_nothing(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    results = [*finished.rglob("*.tar"), *finished.rglob("*.safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in results}
+    assert before
+    assert main(["run", "--config", str(finished / "tiny.yaml")]) == 0
+    assert len(re.findall("skipped", capfd.readouterr().err)) >= 7
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_verify_finds_a_flipped_bit_and_says_where(finished: Path, tmp_path: Path, capfd) -> None:
+    assert main(["verify", str(finished / "shards")]) == 0
+    shutil.copytree(finished / "shards", tmp_path / "shards")
+    victim = tmp_path / "shards/pseudo/pseudo-00001.tar"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(bytes(data))
+    assert main(["verify", str(tmp_path / "shards")]) == 3
+    assert "pseudo-00001.tar" in capfd.readouterr().err
+
+
+def test_predict_writes_palette_and_overlay(finished: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.b.jpg", "sub/c.png"):
+        Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(tmp_path / "in" / name)
+    arguments = ["predict", "--config", str(finished / "tiny.yaml"), str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    masks = sorted((tmp_path / "out").rglob("*.png"))
+    assert len(masks) == 2
+    assert len(list((tmp_path / "out").rglob("*.overlay.jpg"))) == 2
+    for path in masks:
+        mask = Image.open(path)
+        assert (mask.mode, mask.size) == ("P", (56, 40))
+
+
+def test_another_vote_needs_no_new_seeds_and_mixing_is_refused(finished: Path, tmp_path: Path, capfd) -> None:
+    shutil.copytree(finished / "shards", tmp_path / "shards")
+    arguments = ["seeds", "--config", str(finished / "tiny.yaml"), "--set", f"paths.shards={tmp_path}/shards"]
+    assert main([*arguments, "--set", "seeds.threshold=2"]) == 2
+    assert "threshold: was 3, now 2" in capfd.readouterr().err
+    seeds = (tmp_path / "shards/seeds/seeds-00000.tar").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "shards/pseudo")
+    assert main([*arguments, "--set", "seeds.threshold=2"]) == 0
+    assert (tmp_path / "shards/seeds/seeds-00000.tar").stat().st_mtime_ns == seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--config", "missing.yaml"], 2, "missing.yaml"),
+        (["train", "--set", "train.optim.lr=-1"], 2, "train.optim.lr"),
+        (["prepare", "--set", "data.dataset=voc", "--set", "data.root=/nonexistent"], 3, "/nonexistent"),
+        (["classify", "--set", "paths.shards=/nonexistent/shards"], 3, "distwsss prepare"),
+        (["evaluate", "--set", "paths.run={tmp}/empty"], 4, "distwsss train"),
+        (["seeds", "--set", "paths.run={tmp}/empty", "--set", "paths.shards={tmp}/shards"], 3, "distwsss prepare"),
+        (["verify", "/nonexistent"], 3, "/nonexistent"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_a_users_mistake_is_one_message_and_a_code(
+    arguments: list[str], code: int, message: str, finished: Path, tmp_path: Path, capfd
+) -> None:
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    if arguments[0] != "verify" and "--config" not in arguments:
+        arguments += ["--config", str(finished / "tiny.yaml")]
+    if "--set" in arguments and not any("paths.run" in argument for argument in arguments):
+        arguments += ["--set", f"paths.run={tmp_path}/run"]
+    assert main(arguments) == code
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_truth_reaches_no_training(finished: Path, tmp_path: Path) -> None:
+    """The same run from image shards without truth members: the same weights and the same shards, byte for byte."""
+    config = check_config(merged(tiny_tree(finished), {}))
+    bare = tmp_path / "shards"
+    for split in ("train", "val"):
+        index, records = load_index(images_dir(config, split)), []
+        for shard, record in enumerate(index.shards):
+            samples = [(key, dict(members)) for key, members in iter_shard(index, shard, ["jpg", "json"])]
+            records.append(write_shard(bare / "images" / split / record.name, samples))
+        extra = {**index.extra, "truth": None}
+        write_index(bare / "images" / split, records, index.parameters, index.classes, "images", extra)
+    tree = merged(tiny_tree(tmp_path), {"paths": {"shards": str(bare)}, "train": {"evaluate_every": "50%"}})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    for verb in ("classify", "seeds", "stats", "train", "evaluate", "report"):
+        assert main([verb, "--config", str(tmp_path / "tiny.yaml")]) == 0, verb
+    compared = 0
+    patterns = [("run", "**/step-*/model.safetensors"), ("shards", "[sp]*/*.tar"), ("shards", "[sp]*/index.json")]
+    for root, pattern in patterns:
+        for path in sorted((tmp_path / root).glob(pattern)):
+            twin = finished / root / path.relative_to(tmp_path / root)
+            assert path.read_bytes() == twin.read_bytes(), path
+            compared += 1
+    assert compared >= 3 + 6 + 2
+    assert not (tmp_path / "run/train/checkpoints/BEST").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_and_returns_130(number: int, finished: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "distwsss", "classify", "--config", str(finished / "tiny.yaml"),
+        "--set", f"paths.run={tmp_path}/run", "--set", "classify.optim.duration=100000 steps",
+        "--set", "hardware.loader_workers=1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = tmp_path / "run/classify/0.10/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "run the same command to go on" in error
+    assert (tmp_path / "run/classify/0.10/checkpoints/LAST").is_file()
+    assert json.loads((tmp_path / "run/exit.json").read_text())["code"] == 130
+
+
+def test_a_second_process_on_the_same_run_is_told_it_is_locked(finished: Path, capfd) -> None:
+    from filelock import FileLock
+
+    with FileLock(finished / "run/lock"):
+        assert main(["report", "--config", str(finished / "tiny.yaml")]) == 1
+    assert "locked" in capfd.readouterr().err
+
+
+def test_help_teaches_every_verb(capfd) -> None:
+    for verb in ("run", "prepare", "classify", "seeds", "stats", "train", "evaluate", "predict", "report", "verify"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, "--help"])
+        assert caught.value.code == 0
+    assert "--multi-scale" in capfd.readouterr().out
+
+
+def test_launcher_prints_one_command() -> None:
+    launcher = Path(__file__).parents[2] / "launchers/torchrun.sh"
+    environment = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"DRY_RUN": "1"}
+    done = subprocess.run(
+        [launcher, "train", "--config", "x.yaml"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("\n") == 1
+    assert "--nproc-per-node <NPROC>" in done.stdout
+    assert done.stdout.strip().endswith("-m distwsss train --config x.yaml")

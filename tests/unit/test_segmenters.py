@@ -1,0 +1,166 @@
+"""Every segmenter is held to the contract of DESIGN; weights survive `save_pretrained` / `from_pretrained`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from distwsss.config.schema import BackboneSection, TrainSection
+from distwsss.errors import CheckpointError, ConfigError
+from distwsss.models.backbones import Backbone
+from distwsss.models.classifier import Classifier
+from distwsss.models.deeplab import ASPP
+from distwsss.models.export import from_pretrained, save_pretrained
+from distwsss.models.segmenters import build_segmenter
+from distwsss.models.weights import lite_file
+
+CLASSES = ["background", "cat", "dog"]
+TINY = BackboneSection(name="tiny", pretrained=False, output_stride=8)
+
+
+def section(**options: object) -> TrainSection:
+    return TrainSection(**{"backbone": TINY, "head_channels": 16, **options})
+
+
+VARIANTS = {
+    "aspp on tiny": section(head="aspp"),
+    "largefov on tiny": section(head="largefov"),
+    "aspp on lite, stride 16": section(backbone=BackboneSection(pretrained=False)),
+    "aspp on resnet18, stride 8": section(
+        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, freeze_norm=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+class TestContract:
+    def test_logits_at_stride_and_normalisation(self, name: str) -> None:
+        model = build_segmenter(VARIANTS[name], CLASSES).eval()
+        logits = model(torch.zeros(2, 3, 96, 64))
+        assert logits.shape == (2, 3, 96 // model.stride, 64 // model.stride)
+        assert len(model.mean) == len(model.std) == 3
+        assert torch.equal(model.training_outputs(torch.zeros(1, 3, 64, 64))[0], model(torch.zeros(1, 3, 64, 64)))
+
+    def test_gradient_reaches_what_is_trained_and_only_that(self, name: str) -> None:
+        model = build_segmenter(VARIANTS[name], CLASSES).train()
+        model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+        for key, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, key
+        assert any(key.startswith("backbone.") for key, p in model.named_parameters() if p.requires_grad)
+
+    def test_round_trip(self, name: str, tmp_path: Path) -> None:
+        model = build_segmenter(VARIANTS[name], CLASSES).eval()
+        save_pretrained(model, tmp_path)
+        again = from_pretrained(tmp_path)
+        images = torch.randn(1, 3, 64, 64)
+        assert torch.equal(again(images), model(images))
+        assert (again.classes, again.mean, again.stride) == (model.classes, model.mean, model.stride)
+        assert not again.training
+
+    def test_frozen_norm_stays_frozen_through_train(self, name: str) -> None:
+        model = build_segmenter(VARIANTS[name], CLASSES)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        frozen = VARIANTS[name].backbone.freeze_norm
+        assert norms
+        assert all(norm.training != frozen for norm in norms), "as built"
+        model.eval().train()
+        assert all(norm.training != frozen for norm in norms), "after train()"
+        before = [norm.running_mean.clone() for norm in norms]
+        model(torch.randn(2, 3, 64, 64) + 3)
+        changed = [not torch.equal(a, norm.running_mean) for a, norm in zip(before, norms, strict=True)]
+        assert all(changed) != frozen
+
+
+def test_aspp_is_the_sum_of_four_dilated_convolutions() -> None:
+    torch.manual_seed(0)
+    head, features = ASPP(5, 3, 0.0).double(), torch.randn(1, 5, 30, 30, dtype=torch.float64)
+    expected = torch.zeros(1, 3, 30, 30, dtype=torch.float64)
+    for branch, rate in zip(head.branches, (6, 12, 18, 24), strict=True):
+        padded = nn.functional.pad(features, [rate] * 4)
+        for i in range(3):
+            for j in range(3):
+                window = padded[:, :, i * rate : i * rate + 30, j * rate : j * rate + 30]
+                expected += torch.einsum("bchw,kc->bkhw", window, branch.weight[:, :, i, j])
+    assert torch.allclose(head(features), expected, atol=1e-12)
+
+
+def test_classifier_scores_are_the_pooled_maps_before_relu() -> None:
+    torch.manual_seed(0)
+    model = Classifier(TINY, CLASSES, 0.5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    raw = torch.einsum("bchw,nc->bnhw", model.backbone(images), model.head.weight[:, :, 0, 0])
+    assert torch.allclose(model(images), raw.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(model.maps(images), raw.clamp(min=0), atol=1e-6)
+    assert model.head.bias is None
+
+
+def test_dropout_drops_whole_channels() -> None:
+    torch.manual_seed(0)
+    dropped = Classifier(TINY, CLASSES, 0.3).train().dropout(torch.ones(64, 96, 4, 4))
+    per_channel = dropped.flatten(2)
+    assert (per_channel.amin(2) == per_channel.amax(2)).all()
+    assert 0.25 < (dropped == 0).float().mean() < 0.35
+
+
+def test_lite_weights_are_the_files_tensors_in_order() -> None:
+    tensors = list(torch.load(lite_file(), map_location="cpu", weights_only=True).values())
+    names = list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
+    loaded = Backbone(BackboneSection()).net.net.state_dict()
+    assert len(loaded) == 288
+    for key, value in loaded.items():
+        assert torch.equal(value, tensors[names.index(key)]), key
+
+
+def test_other_output_stride_gives_the_same_values_where_the_grids_meet(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = BackboneSection(name="resnet18", pretrained=False, output_stride=32)
+    save_pretrained(Classifier(backbone, CLASSES, 0.1), tmp_path)
+    images = torch.randn(1, 3, 256, 256)
+    coarse, fine = from_pretrained(tmp_path).maps(images), from_pretrained(tmp_path, output_stride=16).maps(images)
+    assert fine.shape[-1] == 2 * coarse.shape[-1] == 16
+    assert torch.allclose(fine[..., ::2, ::2], coarse, atol=1e-4)
+
+
+def test_misfit_is_listed(tmp_path: Path) -> None:
+    save_pretrained(build_segmenter(section(), CLASSES), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": ["background", "cat"]}))
+    with pytest.raises(CheckpointError, match=r"head\.branches\.0\.weight is \(3, 96, 3, 3\), allowed \(2, 96, 3, 3\)"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "oracle"}))
+    with pytest.raises(CheckpointError, match="oracle"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="not found"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "found"),
+    [
+        (BackboneSection(name="nosuchnet", pretrained=False), "nosuchnet"),
+        (BackboneSection(name="tiny", pretrained=True, output_stride=8), "no published weights"),
+        (BackboneSection(name="tiny", pretrained=False, output_stride=16), "output_stride"),
+        (BackboneSection(name="tiny", pretrained=False, output_stride=8, freeze=["nothing"]), "nothing"),
+    ],
+)
+def test_impossible_backbones_are_refused(backbone: BackboneSection, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        Backbone(backbone)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (Path(tmp_path / "executed"),))  # type: ignore[return-value]
+
+    save_pretrained(build_segmenter(section(), CLASSES), tmp_path)
+    torch.save(Payload(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError):
+        from_pretrained(tmp_path)
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,225 @@
+"""The training loop in one process: resume, damage, refusal, finiteness, and what it must not depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distwsss.config import Config
+from distwsss.data.images import encode_palette
+from distwsss.data.prepare import prepare
+from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
+from distwsss.data.shard_reader import iter_shard
+from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.models.export import from_pretrained
+from distwsss.runtime.artifacts import manifest_problems, read_pointer
+from distwsss.train.checkpoint import finished_folders, newest_checkpoint
+from distwsss.train.loop import fit
+from distwsss.train.stages import classify, train
+from distwsss.train.task import classifier_task, held_out_keys, segmenter_task
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def prepared(tiny) -> Config:
+    config = tiny()
+    prepare(config)
+    return config
+
+
+def make_pseudo(config: Config) -> None:
+    """Pseudo-label shards straight from the true masks, a third of the rows noisy: no classifier needed."""
+    images = load_index(images_dir(config, "train"), "images")
+    from distwsss.data.images import decode_mask, encode_clean, encode_gray
+
+    records = []
+    for shard in range(len(images.shards)):
+        samples = []
+        for key, members in iter_shard(images, shard, ["jpg", "json", "truth.png"]):
+            labels = decode_mask(members["truth.png"], key)
+            votes = (torch.arange(labels.shape[0])[:, None].expand(labels.shape) % 3 + 1).numpy().astype("uint8")
+            votes[labels == 255] = 0
+            fields = {
+                "jpg": members["jpg"],
+                "label.png": encode_palette(labels),
+                "votes.png": encode_gray(votes),
+                "clean.png": encode_clean(votes >= 2),
+                "json": members["json"],
+            }
+            samples.append((key, fields))
+        records.append(write_shard(pseudo_dir(config) / f"pseudo-{shard:05d}.tar", samples))
+    names = ["0.10-1.00", "0.10-1.20", "0.30-1.00"]
+    write_index(pseudo_dir(config), records, {"made": "by a test"}, images.classes, "pseudo", {"seeds": names})
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(prepared: Config, tmp_path: Path, monkeypatch) -> None:
+    whole = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "whole", seed=0)
+    from distwsss.train import loop
+
+    class Stopping(loop.StopSignal):
+        calls = 0
+
+        @property
+        def asked(self) -> bool:
+            Stopping.calls += 1
+            return Stopping.calls == 3
+
+        @asked.setter
+        def asked(self, value: bool) -> None:
+            pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "StopSignal", Stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "parts", seed=0)
+    parts = tmp_path / "parts" / "checkpoints"
+    assert [folder.name for folder in finished_folders(parts)][-1] == "step-00000002"
+    assert (parts / "step-00000002" / "optimizer.pt").is_file()
+    resumed = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "parts", seed=0)
+    assert weights(resumed) == weights(whole)
+    assert not list(parts.rglob("optimizer.pt"))
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["attempt"], line["step"]) for line in lines] == [(0, 1), (0, 2), (1, 3), (1, 4)]
+    reference = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in reference]
+
+
+def test_loader_workers_do_not_change_the_result(prepared: Config, tmp_path: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        hardware = prepared.hardware.model_copy(update={"loader_workers": workers})
+        folder = tmp_path / str(workers)
+        results.append(weights(fit(classifier_task(prepared, 0.1), hardware, folder, seed=0)))
+    assert results[0] == results[1]
+
+
+def test_stages_skip_refuse_and_resume_modes(prepared: Config, tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        classify(prepared, resume="must")
+    classify(prepared)
+    last = read_pointer(prepared.run_dir / "classify/0.10/checkpoints/LAST")
+    assert last is not None
+    before = (last / "model.safetensors").stat().st_mtime_ns
+    classify(prepared)
+    assert (last / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"classify\.optim\.lr: was 0\.01, now 0\.02"):
+        classify(tiny(classify={"optim": {"lr": 0.02}}))
+    with pytest.raises(ConfigError, match="already holds a run"):
+        classify(prepared, resume="never")
+
+
+def test_damaged_newest_falls_back_and_all_damaged_refuses(tiny, tmp_path: Path, caplog) -> None:
+    config = tiny(classify={"optim": {"save_every": "1 steps", "keep_last": 3, "keep_optimizer": True}})
+    prepare(config)
+    reference = weights(fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0))
+    folders = finished_folders(tmp_path / "a" / "checkpoints")
+    assert [folder.name for folder in folders] == ["step-00000002", "step-00000003", "step-00000004"]
+    data = bytearray((folders[-1] / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folders[-1] / "model.safetensors").write_bytes(bytes(data))
+    assert manifest_problems(folders[-1])
+    assert newest_checkpoint(tmp_path / "a" / "checkpoints") == folders[-2]
+    again = fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0)
+    assert weights(again) == reference
+    assert not manifest_problems(again)
+    for folder in finished_folders(tmp_path / "a" / "checkpoints"):
+        (folder / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint there verifies"):
+        newest_checkpoint(tmp_path / "a" / "checkpoints")
+
+
+def test_a_half_written_checkpoint_is_none(prepared: Config, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-00000009.tmp").mkdir(parents=True)
+    assert newest_checkpoint(checkpoints) is None
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(prepared: Config, tmp_path: Path) -> None:
+    task = classifier_task(prepared, 0.1)
+    healthy, steps = task.sums, []
+
+    def poisoned(outputs, batch):
+        total, parts = healthy(outputs, batch)
+        steps.append(1)
+        return (total * float("nan") if len(steps) == 3 else total), parts
+
+    task.sums = poisoned
+    with pytest.raises(RunError, match="not finite at step 3; images of the ranks concerned") as caught:
+        fit(task, prepared.hardware, tmp_path / "a", seed=0)
+    keys = [key for record in task.selection.index.shards for key in record.keys]
+    assert sum(key in str(caught.value) for key in keys) == 4
+    assert all(torch.isfinite(p).all() for p in task.model.parameters())
+
+
+def test_segmenter_trains_on_clean_and_noisy_and_drops_held_out_images(tiny, tmp_path: Path) -> None:
+    config = tiny(train={"evaluate_every": "2 steps", "holdout": 0.25}, seeds={"vote_on": None})
+    prepare(config)
+    make_pseudo(config)
+    task = segmenter_task(config)
+    pseudo = load_index(pseudo_dir(config))
+    kept_out = held_out_keys(pseudo, 0.25)
+    assert len(kept_out) == 3
+    assert set(task.selection.keys()) == set(pseudo.all().keys()) - kept_out
+    assert task.held_out is not None
+    assert set(task.held_out.keys()) == kept_out
+    last = fit(task, config.hardware, tmp_path / "a", seed=0)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert all(0.2 < line["negative_share"] < 0.5 for line in steps)
+    assert all(line["positive_share"] + line["negative_share"] == pytest.approx(1) for line in steps)
+    for line in steps:
+        parts = line["positive"] * line["positive_share"] + line["negative"] * line["negative_share"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-4)
+    scores = {line["step"]: line["heldout_miou"] for line in lines if "heldout_miou" in line}
+    assert set(scores) == {2, 4}
+    best = read_pointer(tmp_path / "a" / "checkpoints" / "BEST")
+    assert best is not None
+    assert scores[int(best.name[5:])] == max(scores.values())
+    assert from_pretrained(last).classes == pseudo.classes
+
+
+def test_threshold_labels_and_loss_choices(tiny, tmp_path: Path) -> None:
+    base = tiny()
+    prepare(base)
+    make_pseudo(base)
+
+    def first_batch(**options):
+        task = segmenter_task(tiny(train=options))
+        from distwsss.data.plan import Sample
+
+        sample = Sample(0, 0, 0)
+        return task.samples(sample, task.selection.index.key(0, 0))
+
+    voted, stricter = first_batch(), first_batch(vote_threshold=3)
+    assert torch.equal(voted["labels"], stricter["labels"])
+    assert 0 < stricter["clean"].sum() < voted["clean"].sum()
+    assert not (stricter["clean"] & (stricter["labels"] == 255)).any()
+    truth = first_batch(labels="truth", loss="cross_entropy")
+    assert torch.equal(truth["labels"], voted["labels"])  # the pseudo-labels of this test are the true masks
+    assert torch.equal(truth["clean"], truth["labels"] != 255)
+    assert "complements" not in truth
+    valid = voted["labels"] != 255
+    assert (voted["complements"] != voted["labels"])[valid].all()
+    assigned = first_batch(complement="assigned")
+    assert torch.equal(assigned["complements"], assigned["labels"])
+    with pytest.raises(ConfigError, match=r"allowed: 1\.\.3"):
+        segmenter_task(tiny(train={"vote_threshold": 4}))
+
+
+def test_init_from_takes_weights_only(prepared: Config, tiny, tmp_path: Path) -> None:
+    make_pseudo(prepared)
+    train(prepared)
+    source = read_pointer(prepared.run_dir / "train/checkpoints/LAST")
+    assert source is not None
+    other = tiny(paths={"run": str(tmp_path / "other")}, train={"optim": {"lr": 1e-12}})
+    train(other, init_from=source)
+    result = read_pointer(other.run_dir / "train/checkpoints/LAST")
+    start, end = from_pretrained(source).state_dict(), from_pretrained(result).state_dict()
+    assert not [name for name in start if not torch.allclose(start[name], end[name], atol=1e-6)]
