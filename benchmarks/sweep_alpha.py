@@ -26,7 +26,8 @@ from distwsss.runtime.progress import setup_logging, track
 from distwsss.seeds.generate import SeedTask, classifier_folders, image_cams, refine_cams
 from distwsss.seeds.vote import vote
 
-SETTINGS = [("softmax", alpha) for alpha in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)] + [("sum", 4.0)]
+SETTINGS = [("softmax", alpha) for alpha in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
+SETTINGS += [("sum", alpha) for alpha in (2.0, 4.0, 8.0, 16.0)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def main() -> None:
         coverage = 100 * matrices[1].sum() / matrices[0].sum()
         print(
             f"| {normalise} | {alpha:g} | {_miou(matrices[0]):.2f} | {_miou(matrices[1]):.2f} | {coverage:.1f} "
-            f"| {max(single):.2f} ({best}) |"
+            f"| {max(single):.2f} ({best}) | {' '.join(f'{value:.1f}' for value in single)} |"
         )
 
 
