@@ -9,7 +9,7 @@ import copy
 import difflib
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,8 +26,6 @@ class _Loader(yaml.SafeLoader):
     PyYAML's own YAML 1.1 makes a number of the image id 2007_000032, False of `no` and text of `1e-3`.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -40,6 +38,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
