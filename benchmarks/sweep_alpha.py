@@ -26,8 +26,8 @@ from distwsss.runtime.progress import setup_logging, track
 from distwsss.seeds.generate import SeedTask, classifier_folders, image_cams, refine_cams
 from distwsss.seeds.vote import vote
 
-SETTINGS = [("softmax", alpha) for alpha in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
-SETTINGS += [("sum", alpha) for alpha in (2.0, 4.0, 8.0, 16.0)]
+SETTINGS = [f"softmax:{alpha:g}" for alpha in (0.25, 0.5, 1, 2, 4, 8, 16)]
+SETTINGS += [f"sum:{alpha:g}" for alpha in (2, 4, 8, 16)]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
     position: int
 
 
-def score_image(config: Config, task: SeedTask, place: Place) -> np.ndarray:
+def score_image(config: Config, task: SeedTask, settings: list[str], place: Place) -> np.ndarray:
     """Confusion matrices of the vote, of its unanimous pixels and of each voter: int64[settings,2+m,K,K+1]."""
     torch.set_num_threads(1)
     index = load_index(images_dir(config, "train"), "images")
@@ -46,8 +46,9 @@ def score_image(config: Config, task: SeedTask, place: Place) -> np.ndarray:
     voters = [config.seed_names().index(name) for name in config.voting_seeds()]
     cams = image_cams(image, labels, task)[voters]
     found = []
-    for normalise, alpha in SETTINGS:
-        section = task.section.model_copy(update={"alpha": alpha, "normalise": normalise})
+    for setting in settings:
+        normalise, alpha = setting.split(":")
+        section = task.section.model_copy(update={"alpha": float(alpha), "normalise": normalise})
         seeds = refine_cams(image, labels, cams, section)
         voted, votes = vote(seeds)
         agreed = np.where(votes == len(voters), truth, 255)
@@ -70,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", dest="overrides", action="append")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="NORMALISE:ALPHA ..., default: the whole grid")
     arguments = parser.parse_args()
     setup_logging()
     config = load_config(arguments.config, overrides=arguments.overrides)
@@ -80,16 +82,16 @@ def main() -> None:
     totals: list[np.ndarray] = []
     with bounded_pool(config.hardware.workers) as submit:
         for place in track(places, len(places), "sweep"):
-            submit(totals.append, score_image, config, task, place)
+            submit(totals.append, score_image, config, task, arguments.settings, place)
     total = np.sum(totals, axis=0)
     print(f"{len(places)} tuning images; mIoU of the vote of {len(config.voting_seeds())} seeds, of its unanimous")
     print("pixels, the coverage of these, and the best single seed")
-    for (normalise, alpha), matrices in zip(SETTINGS, total, strict=True):
+    for setting, matrices in zip(arguments.settings, total, strict=True):
         single = [_miou(matrix) for matrix in matrices[2:]]
         best = config.voting_seeds()[int(np.argmax(single))]
         coverage = 100 * matrices[1].sum() / matrices[0].sum()
         print(
-            f"| {normalise} | {alpha:g} | {_miou(matrices[0]):.2f} | {_miou(matrices[1]):.2f} | {coverage:.1f} "
+            f"| {setting.replace(':', ' | ')} | {_miou(matrices[0]):.2f} | {_miou(matrices[1]):.2f} | {coverage:.1f} "
             f"| {max(single):.2f} ({best}) | {' '.join(f'{value:.1f}' for value in single)} |"
         )
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
 from distwsss.config.schema import CRFParams
 from distwsss.errors import RunError
+from distwsss.runtime.pool import spawn_pool
 from distwsss.seeds.crf import refine
 
 
@@ -44,7 +44,7 @@ def bounded_pool(workers: int) -> Iterator[Callable[..., None]]:
         yield lambda consume, function, *arguments: consume(function(*arguments))
         return
     pending: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = spawn_pool(workers)
 
     def consume_oldest() -> None:
         consume, future = pending.popleft()

@@ -104,6 +104,8 @@ class Backbone(nn.Module):
             self.mean = list(published.get("mean", self.mean))
             self.std = list(published.get("std", self.std))
         self.channels: int = self.net.channels
+        # a layout, not a result: convolutions are 1.3 to 2 times as fast on CPUs, and what tensor cores want
+        self.net.to(memory_format=torch.channels_last)
         self._freeze()
 
     def _freeze(self) -> None:

@@ -8,10 +8,9 @@ last.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from distwsss.runtime.artifacts import (
     write_json,
 )
 from distwsss.runtime.faults import fault_point
+from distwsss.runtime.pool import spawn_pool
 from distwsss.runtime.progress import log, track
 from distwsss.seeds.cam import cam_to_full, compute_cam, probabilities
 from distwsss.seeds.crf import refine
@@ -229,8 +229,7 @@ def _each(
         for task in tasks:
             yield task, work(task)
         return
-    # spawn: a fork of a process whose OpenMP threads run can hang
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    pool = spawn_pool(min(workers, len(tasks)))
     try:
         futures = {pool.submit(work, task): task for task in tasks}
         for future in as_completed(futures):
