@@ -9,7 +9,6 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from distwsss.data.shard_format import (
@@ -23,7 +22,8 @@ from distwsss.data.shard_format import (
     member_name,
 )
 from distwsss.errors import ShardError
-from distwsss.runtime.artifacts import atomic_path, fingerprint, sha256_file, to_json, write_bytes
+from distwsss.runtime.artifacts import fingerprint, sha256_bytes, to_json, write_bytes
+from distwsss.runtime.storage import Folder
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
@@ -34,30 +34,41 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return tar.fileobj.tell() - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> ShardRecord:
-    """Write (key, {field: bytes}) samples, members in the order given; equal samples give equal bytes.
+def shard_bytes(name: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[ShardRecord, bytes]:
+    """(key, {field: bytes}) samples as the tar called `name`, members in the order given; equal samples, equal bytes.
 
-    Plain USTAR (a pax header only where a member name exceeds 100 bytes), visible at `path` only when complete.
-    Raises ShardError for a doubled, unsafe or empty sample and a file name that is not NAME.tar.
+    Plain USTAR (a pax header only where a member name exceeds 100 bytes).
+    Raises ShardError for a doubled, unsafe or empty sample and a name that is not NAME.tar.
     """
-    if not SHARD_NAME.fullmatch(path.name):
-        raise ShardError(f"{path}: allowed as a shard's file name: letters, digits, _ and -, then .tar")
+    if not SHARD_NAME.fullmatch(name):
+        raise ShardError(f"{name}: allowed as a shard's file name: letters, digits, _ and -, then .tar")
     members: dict[str, dict[str, list[int]]] = {}
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT) as tar:
-            for key, fields in samples:
-                if key in members or not fields:
-                    raise ShardError(f"{path}: {key}: {'stands twice' if key in members else 'has no fields'}")
-                members[key] = {
-                    field: [_add(tar, member_name(key, field), data), len(data)] for field, data in fields.items()
-                }
-        return ShardRecord(
-            path.name, temporary.stat().st_size, sha256_file(temporary), list(members), list(members.values())
-        )
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as tar:
+        for key, fields in samples:
+            if key in members or not fields:
+                raise ShardError(f"{name}: {key}: {'stands twice' if key in members else 'has no fields'}")
+            members[key] = {
+                field: [_add(tar, member_name(key, field), data), len(data)] for field, data in fields.items()
+            }
+    data = buffer.getvalue()
+    return ShardRecord(name, len(data), sha256_bytes(data), list(members), list(members.values())), data
+
+
+def publish_shard(folder: Folder, record: ShardRecord, data: bytes) -> None:
+    """`data`, the shard of `record`, in `folder` under its name, visible only whole: by a rename, or by one PUT."""
+    write_bytes(folder / record.name, data)
+
+
+def write_shard(path: Folder, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> ShardRecord:
+    """Both of the above: `shard_bytes` of the samples, published at `path`. Raises what they raise."""
+    record, data = shard_bytes(path.name, samples)
+    publish_shard(path.parent, record, data)
+    return record
 
 
 def write_index(
-    folder: Path,
+    folder: Folder,
     records: list[ShardRecord],
     parameters: dict[str, Any],
     classes: list[str],

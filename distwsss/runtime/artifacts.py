@@ -1,10 +1,12 @@
 """Atomic files, manifests, pointers and fingerprints; called by every stage that writes.
 
-Nothing half-written is ever visible: a file or folder is written beside its final name, synced, then renamed.
+Nothing half-written is ever visible: a file or folder is written beside its final name, synced, then renamed. On an
+object store (`runtime/storage.py`) the object is put whole instead.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.runtime.storage import Folder, Remote
 
 MANIFEST = "MANIFEST.json"
 FORMAT_VERSION = 1
@@ -25,7 +28,9 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Folder) -> str:
+    if isinstance(path, Remote):
+        return sha256_bytes(path.read_bytes())
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -67,7 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno == 28:  # ENOSPC
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"{path}: disk full while writing; free space and run the same command again") from error
         raise
     except BaseException:
@@ -75,17 +80,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Folder, data: bytes) -> None:
+    """`data` at `path`, whole or not at all: by a rename, or by one PUT."""
+    if isinstance(path, Remote):
+        path.write_bytes(data)
+        return
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Folder, value: Any) -> None:
     write_bytes(path, to_json(value))
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Folder) -> Any:
+    return json.loads(path.read_bytes().decode("utf-8"))
 
 
 def write_manifest(folder: Path, without: str | None = None) -> None:
@@ -159,7 +168,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def is_done(record: Path, parameters: dict[str, Any], what: str) -> bool:
+def is_done(record: Folder, parameters: dict[str, Any], what: str) -> bool:
     """Whether the stage that wrote `record` is complete for these `parameters`.
 
     Raises ConfigError naming the differing keys when it was made with other parameters: results are never mixed.
@@ -182,8 +191,13 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], what: str) -> None
         )
 
 
-def free_space_check(folder: Path, needed_bytes: int, what: str) -> None:
-    """Refuse to start when `folder`'s disk has less free space than the stage is expected to write."""
+def free_space_check(folder: Folder, needed_bytes: int, what: str) -> None:
+    """Refuse to start when `folder`'s disk has less free space than the stage is expected to write.
+
+    An object store has no such bound and is not asked.
+    """
+    if isinstance(folder, Remote):
+        return
     existing = folder
     while not existing.exists():
         existing = existing.parent

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "distwsss"
 LAYERS = [
     {"errors", "__init__", "__main__"},
+    {"runtime.storage"},
     {"config"},
     {"runtime"},
     {"losses", "models", "seeds.cam", "seeds.crf", "seeds.vote", "seeds.select", "seeds", "evaluate.miou", "evaluate"},
