@@ -18,14 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distwsss.config import Config, load_config
-from distwsss.data.shard_format import key_from_name
+from distwsss.data.listing import tuning_keys
+from distwsss.data.shard_index import images_dir, load_index
 from distwsss.evaluate.label_stats import seed_quality
 from distwsss.runtime.progress import setup_logging
 
 
 def best_single_seed(config: Config) -> str:
     """The seed with the highest mIoU on the tuning ids."""
-    quality = seed_quality(config, keys={key_from_name(name) for name in config.data.tuning_ids})
+    index = load_index(images_dir(config, "train"), "images")
+    quality = seed_quality(config, keys=tuning_keys(config, index))
     assert quality is not None
     seeds = {name: scores["miou"] for name, scores in quality["seeds"].items()}
     print("seeds on the tuning ids:", ", ".join(f"{name} {100 * miou:.2f}" for name, miou in seeds.items()))

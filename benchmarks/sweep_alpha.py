@@ -17,7 +17,7 @@ import torch
 
 from distwsss.config import Config, load_config
 from distwsss.data.images import decode_image
-from distwsss.data.shard_format import key_from_name
+from distwsss.data.listing import tuning_keys
 from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.evaluate.miou import ConfusionMatrix
@@ -76,7 +76,7 @@ def main() -> None:
     setup_logging()
     config = load_config(arguments.config, overrides=arguments.overrides)
     index = load_index(images_dir(config, "train"), "images")
-    tuning = {key_from_name(name) for name in config.data.tuning_ids}
+    tuning = tuning_keys(config, index)
     places = [Place(s, i) for s, ids in enumerate(index.select(tuning.__contains__).positions) for i in ids]
     task = SeedTask(index.folder, 0, index.folder, tuple(classifier_folders(config)), config.seeds, "cpu")
     totals: list[np.ndarray] = []

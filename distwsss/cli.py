@@ -17,9 +17,10 @@ from pathlib import Path
 import distwsss
 from distwsss.config import Config, load_config
 from distwsss.config.load import dump_yaml
-from distwsss.errors import DistwsssError, LaunchError, ShardError, report_problems
+from distwsss.errors import ConfigError, DistwsssError, LaunchError, ShardError, report_problems
 from distwsss.runtime.progress import log, setup_logging
 from distwsss.runtime.run_folder import open_run, record_exit
+from distwsss.runtime.stop import sigterm_interrupts
 
 Arguments = argparse.Namespace
 
@@ -53,15 +54,25 @@ def _seeds(config: Config, arguments: Arguments) -> None:
 
 
 def _stats(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.shard_format import key_from_name
+    from distwsss.data.listing import tuning_keys
+    from distwsss.data.shard_index import images_dir, load_index
     from distwsss.evaluate.label_stats import print_quality, seed_quality
 
     _single_process("stats")
-    quality = seed_quality(config, exclude={key_from_name(name) for name in config.data.tuning_ids})
+    record = config.run_dir / "seeds" / "quality.json"
+    before = _changed(record)
+    tuning = tuning_keys(config, load_index(images_dir(config, "train"), "images"))
+    quality = seed_quality(config, exclude=tuning)
     if quality is None:
-        log.info("stats: no masks on the train split: nothing to compare with")
-    else:
-        print_quality(quality)
+        log.info("stats: no masks on the train split to compare with, skipped")
+        return
+    if _changed(record) == before:
+        log.info("stats: complete, skipped")
+    print_quality(quality)
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _train(config: Config, arguments: Arguments) -> None:
@@ -131,10 +142,11 @@ VERBS: dict[str, tuple[Callable[[Config, Arguments], None], str]] = {
     "predict": (_predict, "segment pictures: palette PNG and overlay for each"),
     "report": (_report, "one self-contained HTML page of numbers and pictures"),
 }
+SHOWING = ("predict", "report")  # they change no result, so what describes the results stays
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
+def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--config", required=required, metavar="FILE", help="YAML file, see configs/")
     parser.add_argument("--profile", metavar="NAME", help="hardware overlay: configs/profiles/NAME.yaml or a path")
     parser.add_argument(
         "--set",
@@ -182,8 +194,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_config(subparser)
         _add_options(verb, subparser)
     verify = verbs.add_parser("verify", help="check shards byte for byte", description="Check shards byte for byte.")
-    verify.add_argument("path", metavar="PATH", help="a shard folder, or a folder of such folders")
-    verify.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    path_help = "a shard folder, or a folder of such folders (default: the shards of --config)"
+    verify.add_argument("path", nargs="?", metavar="PATH", help=path_help)
+    _add_config(verify, required=False)
     config = verbs.add_parser("config", help="print or check a configuration")
     actions = config.add_subparsers(dest="action", required=True, metavar="show|validate")
     for action, text in (("show", "print the resolved configuration"), ("validate", "report every problem at once")):
@@ -191,24 +204,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verify(path: Path) -> None:
+def _verify(arguments: Arguments) -> None:
     from distwsss.data.verify import verify
 
+    if bool(arguments.path) == bool(arguments.config):
+        found = "both PATH and --config" if arguments.path else "neither PATH nor --config"
+        raise ConfigError(
+            f"found {found}; allowed: one of them, a shard folder or a configuration whose shards to check"
+        )
+    path = Path(arguments.path) if arguments.path else _load(arguments).shard_dir
     problems = verify(path)
     if problems:
         raise ShardError(report_problems(f"{path}: damaged", problems))
     print(f"{path}: every shard and index verifies")
 
 
-def _dispatch(arguments: Arguments) -> Config | None:
+def _load(arguments: Arguments) -> Config:
+    return load_config(arguments.config, arguments.profile, arguments.overrides)
+
+
+def _dispatch(arguments: Arguments) -> None:
     if arguments.verb == "verify":
-        _verify(Path(arguments.path))
-        return None
-    config = load_config(arguments.config, arguments.profile, arguments.overrides)
+        _verify(arguments)
+        return
+    config = _load(arguments)
     if arguments.verb == "config":
         print(dump_yaml(config) if arguments.action == "show" else f"{arguments.config}: valid", end="\n")
-        return None
-    with open_run(config) as folder:
+        return
+    with open_run(config, describe=arguments.verb not in SHOWING) as folder:
         code, message = 1, "ended unexpectedly"
         try:
             VERBS[arguments.verb][0](config, arguments)
@@ -224,7 +247,6 @@ def _dispatch(arguments: Arguments) -> Config | None:
             raise
         finally:
             record_exit(folder, code, message)
-    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,14 +255,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(arguments.debug)
     logging.captureWarnings(False)
     try:
-        _dispatch(arguments)
-    except DistwsssError as error:
+        with sigterm_interrupts():
+            _dispatch(arguments)
+    except (DistwsssError, OSError) as error:  # OSError: of a file or disk, where nothing said it better
         if arguments.debug:
             raise
-        print(f"distwsss {arguments.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        hint = "" if isinstance(error, DistwsssError) else " (--debug shows where)"
+        log.error(f"distwsss {arguments.verb}: {error}{hint}")
+        return error.exit_code if isinstance(error, DistwsssError) else 1
     except KeyboardInterrupt:
-        print(f"distwsss {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
+        log.error(f"distwsss {arguments.verb}: interrupted; run the same command to go on")
         return 130
     finally:
         _leave_group()

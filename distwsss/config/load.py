@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: found bytes that are not UTF-8 (at {error.start}); save it as UTF-8") from error
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; allowed: a mapping of sections at the top")
@@ -93,7 +96,7 @@ def _profile_path(name: str, config: Path | None) -> Path:
     if config is not None:
         candidates.append(config.resolve().parent.parent / "profiles" / f"{name}.yaml")
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises where a folder may not be entered
             return candidate
     raise ConfigError(f"--profile {name}: found no such file; looked for {', '.join(map(str, candidates))}")
 
@@ -112,11 +115,26 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _describe(error: dict[str, Any], origin: dict[str, str], default: str) -> str:
+def _source(dotted: str, origin: dict[str, str], default: str) -> str:
+    """What set `dotted`, or the section around it."""
+    parts = dotted.split(".")
+    above = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((origin[key] for key in above if key in origin), default)
+
+
+def _describe(error: dict[str, Any], origin: dict[str, str], default: str) -> list[str]:
+    """The problems of one error of pydantic's; several only of `Config` as a whole, a line `key: problem` each."""
+    message = error["msg"].removeprefix("Value error, ")
+    if error["loc"]:
+        return [_describe_key(error, message, origin, default)]
+    faults = [line.partition(": ") for line in message.split("\n")]
+    return [f"{_source(key, origin, default)}: `{key}`: {text}" for key, _, text in faults]
+
+
+def _describe_key(error: dict[str, Any], message: str, origin: dict[str, str], default: str) -> str:
     location = error["loc"]
     dotted = ".".join(map(str, location))
-    above = (".".join(map(str, location[:n])) for n in range(len(location), 0, -1))
-    where = next((origin[key] for key in above if key in origin), default)
+    where = _source(dotted, origin, default)
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location)
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
@@ -124,10 +142,7 @@ def _describe(error: dict[str, Any], origin: dict[str, str], default: str) -> st
         return f"{where}: `{dotted}`: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{where}: `{dotted}`: missing; this key has no default"
-    message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message[:5] == "Input" else message
-    if not dotted:
-        return f"{where}: {message}"
     if isinstance(error["input"], dict):  # a check over a whole section: its message names the keys
         return f"{where}: `{dotted}`: {message}"
     hint = ""
@@ -168,7 +183,7 @@ def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, whe
     try:
         return Config.model_validate(complete)
     except ValidationError as error:
-        problems = [_describe(dict(item), origin or {}, where) for item in error.errors()]
+        problems = [text for item in error.errors() for text in _describe(dict(item), origin or {}, where)]
         raise ConfigError(report_problems("The configuration is not valid", problems)) from error
 
 

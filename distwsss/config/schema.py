@@ -11,7 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
 DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
@@ -39,7 +48,22 @@ def _duration(text: str) -> str:
     return text
 
 
+def _length(text: str) -> str:
+    """A training's own length: at least one step, and not a share of itself."""
+    if not DURATION.match(text) or "%" in text or duration_to_steps(text, samples=1, global_batch=1) < 1:
+        raise ValueError("allowed: a number of steps or epochs above 0, `20000 steps` or `20 epochs`")
+    return text
+
+
+def _jitter(strengths: list[float]) -> list[float]:
+    if min(strengths) < 0 or strengths[3] > 0.5:  # a hue is an angle: torchvision takes half a turn each way
+        raise ValueError("allowed: [brightness, contrast, saturation, hue], each 0 or more, hue at most 0.5")
+    return strengths
+
+
 Duration = Annotated[str, AfterValidator(_duration)]
+Length = Annotated[str, AfterValidator(_length)]
+Jitter = Annotated[list[float], Field(min_length=4, max_length=4), AfterValidator(_jitter)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -95,11 +119,29 @@ class PathsSection(Section):
     shards: str | None = Field(None, description="shard folder; default shards/NAME")
 
 
+class RaySection(Section):
+    """Ray, for `--executor ray`. `RAY_ADDRESS` names a running cluster; without it Ray is started on this machine."""
+
+    temp_dir: str | None = Field(None, description="absolute folder of a local Ray's logs and sockets; default Ray's own")
+    spill_dir: str | None = Field(None, description="where a local Ray's full object store spills; default under temp_dir")
+    object_store_mb: int | None = Field(None, ge=75, description="memory of a local Ray's object store; default Ray's")
+    cam_gpus: float = Field(1.0, gt=0.0, le=1.0, description="share of a GPU that one CAM actor takes, where there are GPUs")
+    cam_actors: int | None = Field(None, ge=1, description="default: as many as the GPUs allow, else one a CPU")
+    crf_workers: int | None = Field(None, ge=1, description="default: one a CPU that CAM actors on GPUs leave")
+    attempts: int = Field(3, ge=1, description="times one piece of work is tried when the process doing it dies")
+    item_minutes: Positive = Field(60.0, description="one piece of work that takes longer counts as a failed attempt")
+
+
 class HardwareSection(Section):
     """What the machine offers. Left out of fingerprints; `--profile` overlays it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = Field(2, ge=0, description="processes of the seeds stage and of the CRF in evaluation")
+    executor: Literal["auto", "ray", "local"] = Field(
+        "auto", description="of seeds: auto = Ray where it is installed and workers > 0; classify: Ray only if named here"
+    )
+    ray: RaySection = RaySection()
+    cam_batch: int = Field(1, ge=1, description="images of equal size that one forward of the CAM stage takes")
+    workers: int = Field(2, ge=0, description="processes of the seeds stage and of the CRF in evaluation; 0: in this one")
     loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
     micro_batch: int | None = Field(None, ge=1, description="images per rank and forward; default global batch / ranks")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -156,7 +198,7 @@ class AugmentSection(Section):
     resize: list[float] = Field([0.5, 1.5], min_length=2, max_length=2)
     resize_by: Literal["factor", "longest_side"] = "factor"
     flip: bool = True
-    color_jitter: list[float] = Field([0.3, 0.3, 0.3, 0.1], min_length=4, max_length=4)
+    color_jitter: Jitter = [0.3, 0.3, 0.3, 0.1]
 
     @model_validator(mode="after")
     def _range(self) -> AugmentSection:
@@ -168,7 +210,7 @@ class AugmentSection(Section):
 class OptimSection(Section):
     """Optimizer and schedule; the learning rate is a function of the step."""
 
-    duration: Duration = "20 epochs"
+    duration: Length = "20 epochs"
     global_batch: int = Field(8, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.01
@@ -193,10 +235,20 @@ class BackboneSection(Section):
         description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
         "its head convolution (1280 channels, for classifiers); `tiny`: from scratch, for demo and tests",
     )
-    pretrained: bool = Field(True, description="start from the published weights of `name`; `tiny` has none")
-    output_stride: Literal[8, 16, 32] = 16
+    pretrained: bool = Field(
+        True, description="start from the published weights of `name`; `tiny` has none", validate_default=True
+    )
+    output_stride: Literal[8, 16, 32] = Field(16, description="`tiny` has 8 only", validate_default=True)
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
     freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
+
+    @field_validator("pretrained", "output_stride")
+    @classmethod
+    def _tiny(cls, value: int, info: ValidationInfo) -> int:
+        allowed = {"pretrained": False, "output_stride": 8}[str(info.field_name)]
+        if info.data.get("name") == "tiny" and value != allowed:
+            raise ValueError(f"allowed for backbone `tiny`, which has no published weights and one stride: {allowed}")
+        return value
 
 
 class ClassifySection(Section):
@@ -300,19 +352,50 @@ class Config(Section):
         return self.seeds.threshold or len(self.voting_seeds())
 
     @model_validator(mode="after")
-    def _seeds_exist(self) -> Config:
-        names = self.seed_names()
-        if len(set(names)) != len(names):
-            raise ValueError(f"seed names collide: {names}; allowed: p and scales that differ in 2 decimals")
-        for name in self.seeds.vote_on or []:
+    def _sections_agree(self) -> Config:
+        """Raises ValueError with a line `key: problem` for everything in which two sections do not fit."""
+        faults = [*self._seed_faults(), *self._vote_faults(), *self._later_faults()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _seed_faults(self) -> list[str]:
+        faults = []
+        for key, values in (("classify.dropouts", self.classify.dropouts), ("seeds.scales", self.seeds.scales)):
+            if len({f"{value:.2f}" for value in values}) != len(values):
+                faults.append(f"{key}: found {values}, names of seeds collide; allowed: values differing in 2 decimals")
+        stride = self.seeds.output_stride
+        if self.classify.backbone.name == "tiny" and stride not in (None, 8):
+            faults.append(f"seeds.output_stride: found {stride}; allowed for backbone `tiny`: null or 8")
+        return faults
+
+    def _vote_faults(self) -> list[str]:
+        names, voters = self.seed_names(), self.voting_seeds()
+        faults = []
+        for name in dict.fromkeys(self.seeds.vote_on or []):
             if name not in names:
-                raise ValueError(f"seeds.vote_on names {name!r}; allowed: {', '.join(names)}")
-        voters = self.voting_seeds()
-        if len(set(voters)) != len(voters):
-            raise ValueError("seeds.vote_on lists a seed twice; allowed: each once")
+                faults.append(f"seeds.vote_on: found {name!r}; allowed: {', '.join(names)}")
+            elif voters.count(name) > 1:
+                faults.append(f"seeds.vote_on: found {name!r} {voters.count(name)} times; allowed: each once")
         for key, t in (("seeds.threshold", self.seeds.threshold), ("train.vote_threshold", self.train.vote_threshold)):
             if t is not None and t > len(voters):
-                raise ValueError(f"{key} is {t}, but only {len(voters)} seeds vote; allowed: 1..{len(voters)}")
-        if self.train.labels.startswith("seed:") and self.train.labels[5:] not in names:
-            raise ValueError(f"train.labels names seed {self.train.labels[5:]!r}; allowed: {', '.join(names)}")
-        return self
+                faults.append(f"{key}: found {t}, but only {len(voters)} seeds vote; allowed: 1..{len(voters)}")
+        return faults
+
+    def _later_faults(self) -> list[str]:
+        """What a stage would find only after those before it have run."""
+        train, names, faults = self.train, self.seed_names(), []
+        if train.labels.startswith("seed:"):
+            if train.labels[5:] not in names:
+                faults.append(f"train.labels: found seed {train.labels[5:]!r}; allowed: {', '.join(names)}")
+            if not self.seeds.keep_maps:
+                faults.append(
+                    f"seeds.keep_maps: found False, but train.labels is {train.labels!r}, read from the seed shards; "
+                    "allowed: true, or train.labels: vote"
+                )
+        if self.evaluate.checkpoint == "BEST" and (train.evaluate_every is None or not train.holdout):
+            faults.append(
+                f"evaluate.checkpoint: found 'BEST', but train.evaluate_every is {train.evaluate_every!r} and "
+                f"train.holdout is {train.holdout}, so that there will be none; allowed: LAST, or set both"
+            )
+        return faults

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from distwsss.data.plan import Sample, plan, rank_slice
 from distwsss.data.shard_index import Selection, ShardIndex
 from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.data.transforms import augment_sample
-from distwsss.errors import ShardError
+from distwsss.errors import DistwsssError, ShardError
 from distwsss.losses.hybrid import sample_complements
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
@@ -46,8 +46,11 @@ def split_batch(global_batch: int, micro_batch: int | None, rank: int, world: in
     return Split(rank, world, micro, -(-global_batch // (world * micro)))
 
 
-class MicroBatches(Dataset[Batch]):
-    """The micro-batches of one rank. A slice without samples (more slices than samples) holds one marked `empty`."""
+class MicroBatches(Dataset[Batch | Exception]):
+    """The micro-batches of one rank. A slice without samples (more slices than samples) holds one marked `empty`.
+
+    An error of the data is the item: raised in a worker, torch would make its traceback the message (`read_batches`).
+    """
 
     def __init__(self, selection: Selection, load: LoadSample, seed: int, global_batch: int, split: Split, steps: int):
         self.selection, self.load, self.seed = selection, load, seed
@@ -56,7 +59,13 @@ class MicroBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.steps * self.split.accumulation
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch | Exception:
+        try:
+            return self._load(item)
+        except (DistwsssError, OSError) as error:
+            return error
+
+    def _load(self, item: int) -> Batch:
         step, micro = divmod(item, self.split.accumulation)
         samples = plan(self.selection, self.seed, step, self.global_batch)
         mine = rank_slice(samples, self.split.rank, self.split.world, micro, self.split.accumulation)
@@ -75,7 +84,7 @@ def _quiet_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch]:
+def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch | Exception]:
     """Micro-batches from `start_step` to the end, in order, whatever the number of workers."""
     todo = range(start_step * batches.split.accumulation, len(batches))
     return DataLoader(
@@ -86,6 +95,14 @@ def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoa
         worker_init_fn=_quiet_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def read_batches(batches: MicroBatches, start_step: int, workers: int) -> Iterator[Batch]:
+    """The items of `make_loader`; one that is an error is raised here, in the rank."""
+    for item in make_loader(batches, start_step, workers):
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 @dataclass(frozen=True)

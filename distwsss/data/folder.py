@@ -25,6 +25,7 @@ from distwsss.data.listing import (
     class_names,
     data_root,
     parse_labels,
+    plain_name,
     read_lines,
     read_tags,
     split_tags,
@@ -67,7 +68,7 @@ class _Pictures:
 
     def resolve(self, name: str) -> str:
         """The relative name of the picture that `name` means; `name` itself where there is none."""
-        name = name.replace("\\", "/").removeprefix("./")
+        name = plain_name(name)
         found = [name] if name in self.names else self.by_stem.get(name, [name])
         if len(found) > 1:
             self.ambiguous[found[0]] = f"could be any of {', '.join(found)}; give the name with its suffix"

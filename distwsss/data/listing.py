@@ -14,8 +14,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distwsss.config.schema import DataSection
+from distwsss.config.schema import Config, DataSection
 from distwsss.data.shard_format import key_from_name
+from distwsss.data.shard_index import ShardIndex
 from distwsss.errors import DataError, report_problems
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -65,6 +66,21 @@ def stem_of(name: str) -> str:
 def item_key(item: Item) -> str:
     """The shard key of an image: its name without suffix, escaped. Raises DataError for a name that is too long."""
     return key_from_name(stem_of(item.name))
+
+
+def plain_name(name: str) -> str:
+    """A relative picture name as people write it (`.\\a\\b.jpg`, `./a/b.jpg`) with slashes alone: `a/b.jpg`."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
+    """The shard keys of `data.tuning_ids`, ids with or without suffix. Raises DataError for ids not in `index`."""
+    known = set(index.all().keys())
+    keys = {name: key_from_name(stem_of(plain_name(name))) for name in config.data.tuning_ids}
+    problems = [f"{name!r} is not the id of an image there" for name, key in keys.items() if key not in known]
+    if problems:
+        raise DataError(report_problems(f"`data.tuning_ids`: not all in {index.folder}; correct them", problems))
+    return set(keys.values())
 
 
 def read_source(source: Path | bytes) -> bytes:

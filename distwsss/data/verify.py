@@ -1,4 +1,5 @@
-"""Finds every damaged byte, and everything in a shard that has no place there. Called by `distwsss verify`.
+"""Finds every damaged byte, and everything in a shard that has no place there. Called by `distwsss verify`, and with
+`verified` by the stages that read shards.
 
 Bytes are compared by sha256, names and offsets with tarfile (an independent reader), contents by decoding.
 """
@@ -15,7 +16,7 @@ from distwsss.data.images import decode_clean, decode_image, decode_mask
 from distwsss.data.shard_format import INDEX, INDEX_DIGEST, REQUIRED, ShardRecord, split_member
 from distwsss.data.shard_index import ShardIndex, load_index
 from distwsss.data.shard_reader import read_fields, read_json_field
-from distwsss.errors import DataError, ShardError
+from distwsss.errors import DataError, ShardError, report_problems
 from distwsss.runtime.artifacts import sha256_file
 
 IGNORE = 255
@@ -58,6 +59,14 @@ def digest_problems(index: ShardIndex, shard: int) -> list[str]:
     if sha256_file(path) != record.sha256:
         return [f"{path}: sha256 differs from {INDEX}"]
     return []
+
+
+def verified(index: ShardIndex) -> ShardIndex:
+    """`index`, after the bytes of all its shards are compared with it. Raises ShardError naming every damaged one."""
+    problems = [problem for shard in range(len(index.shards)) for problem in digest_problems(index, shard)]
+    if problems:
+        raise ShardError(report_problems(f"{index.folder}: damaged", problems))
+    return index
 
 
 def _member_problems(folder: Path, record: ShardRecord) -> list[str]:

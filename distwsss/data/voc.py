@@ -58,10 +58,10 @@ def _item(root: Path, name: str, read_labels: LabelReader) -> Item:
 
 
 def _labels_from(data: DataSection, root: Path, required: bool) -> str:
-    sources = {"xml": root / "Annotations", "csv": root / "cls_labels.csv", "masks": root / "SegmentationClass"}
+    sources = {"xml": "Annotations/**/*.xml", "csv": "cls_labels.csv", "masks": "SegmentationClass"}
     wanted = ["xml", "csv"] if data.labels_from == "auto" else [data.labels_from]
     for name in wanted:
-        if sources[name].exists():
+        if any(root.glob(sources[name])):  # an empty Annotations/ does not hide cls_labels.csv
             return name
     if required:
         raise DataError(

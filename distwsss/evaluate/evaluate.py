@@ -22,6 +22,7 @@ from distwsss.data.prepare import prepare_split
 from distwsss.data.shard_format import INDEX, key_from_name
 from distwsss.data.shard_index import ShardIndex, images_dir, load_index
 from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.data.verify import verified
 from distwsss.errors import DataError, DistwsssError
 from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device, predict_probabilities
 from distwsss.evaluate.miou import ConfusionMatrix
@@ -167,8 +168,8 @@ def evaluate(
     With `other_data` the split is read from `data.root` (another data set of the same classes) instead of this run's
     shards. Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an explicit
     checkpoint adds its folder and digest), and skipped where that is complete; None where no image has a mask. Raises
-    CheckpointError without a segmenter, DataError for other classes, ConfigError where the record was made with other
-    parameters.
+    CheckpointError without a segmenter, DataError for other classes, ShardError for damaged images, ConfigError where
+    the record was made with other parameters.
     """
     folder = checkpoint_folder(config, checkpoint)
     device = pick_device(config.hardware.device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -185,7 +186,7 @@ def evaluate(
         log.info("evaluate: complete, skipped")
         record = _on_rank_0(lambda: read_json(path))
     else:
-        matrices = score(model, index, samples, config, device)
+        matrices = score(model, verified(index), samples, config, device)
         record = _record(config, index, len(samples), matrices)
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, folder)}
         record["notes"] = notes(config, record)

@@ -14,7 +14,7 @@ from distwsss.config.schema import Config
 from distwsss.errors import CheckpointError, ConfigError
 from distwsss.losses.hybrid import constrained_log_softmax
 from distwsss.models.backbones import normalise
-from distwsss.models.export import from_pretrained
+from distwsss.models.export import from_pretrained, verified_checkpoint
 from distwsss.models.segmenters import SEGMENTERS
 from distwsss.runtime.artifacts import read_pointer
 
@@ -93,16 +93,17 @@ def predict_probabilities(
 
 
 def checkpoint_folder(config: Config, checkpoint: Path | None = None) -> Path:
-    """`checkpoint`, or the one `evaluate.checkpoint` (LAST, BEST) of this run names. Raises CheckpointError."""
+    """`checkpoint`, or the one `evaluate.checkpoint` (LAST, BEST) of this run names. Raises CheckpointError where it is
+    missing or does not verify."""
     if checkpoint is not None:
-        return checkpoint
+        return verified_checkpoint(checkpoint)
     name = config.evaluate.checkpoint
     pointer = config.run_dir / "train" / "checkpoints" / name
     folder = read_pointer(pointer)
     if folder is None:
         hint = " (BEST needs masks of held-out images; LAST does not)" if name == "BEST" else ""
         raise CheckpointError(f"{pointer}: not found{hint}; run `distwsss train` first, or give --checkpoint FOLDER")
-    return folder
+    return verified_checkpoint(folder)
 
 
 def load_segmenter(folder: Path, device: str | torch.device) -> nn.Module:

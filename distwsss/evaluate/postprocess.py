@@ -44,7 +44,6 @@ def bounded_pool(workers: int) -> Iterator[Callable[..., None]]:
         yield lambda consume, function, *arguments: consume(function(*arguments))
         return
     pending: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
-    pool = spawn_pool(workers)
 
     def consume_oldest() -> None:
         consume, future = pending.popleft()
@@ -56,10 +55,9 @@ def bounded_pool(workers: int) -> Iterator[Callable[..., None]]:
         pending.append((consume, pool.submit(function, *arguments)))
 
     try:
-        yield submit
-        while pending:
-            consume_oldest()
+        with spawn_pool(workers) as pool:
+            yield submit
+            while pending:
+                consume_oldest()
     except BrokenProcessPool as error:
         raise RunError("a child process was killed (out of memory?); lower hardware.workers and run again") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

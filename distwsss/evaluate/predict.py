@@ -128,6 +128,10 @@ def predict(
     """
     if crf and config.evaluate.crf is None:
         raise ConfigError("predict --crf: `evaluate.crf` is null in this configuration; name CRF parameters there")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"predict --output {output}: cannot be a folder ({error.strerror}); name another") from error
     device = pick_device(config.hardware.device)
     model = load_segmenter(checkpoint_folder(config, checkpoint), device)
     pictures, problems = find_pictures(inputs, output)

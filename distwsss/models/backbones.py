@@ -20,10 +20,8 @@ class TinyNet(nn.Module):
 
     channels = 96
 
-    def __init__(self, output_stride: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if output_stride != 8:
-            raise ConfigError(f"backbone tiny: output_stride is {output_stride}; allowed: 8")
         widths, strides = [3, 24, 48, 72, 96, 96], [2, 2, 2, 1, 1]
         self.stages = nn.Sequential(
             *(
@@ -88,10 +86,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.section, self.stride = section, section.output_stride
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
-        if section.name == "tiny":
-            if section.pretrained:
-                raise ConfigError("backbone tiny has no published weights; set `pretrained: false`")
-            self.net: nn.Module = TinyNet(section.output_stride)
+        if section.name == "tiny":  # the configuration allows it no published weights and stride 8 only
+            self.net: nn.Module = TinyNet()
         elif section.name in ("lite", "lite_full"):
             full = section.name == "lite_full"
             self.net = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)

@@ -1,6 +1,7 @@
 """`save_pretrained` / `from_pretrained`: a folder with `model.safetensors` and `config.json`.
 
-Written by `train.checkpoint`; read by `seeds`, `evaluate` and users. Nothing is unpickled.
+Written by `train.checkpoint`; read by `seeds`, `evaluate` and users. Nothing is unpickled. The stages read a checkpoint
+only after `verified_checkpoint` has compared it with its manifest.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distwsss.config.schema import BackboneSection
-from distwsss.errors import CheckpointError
+from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
-from distwsss.runtime.artifacts import read_json, write_json
+from distwsss.runtime.artifacts import manifest_problems, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -27,6 +28,17 @@ def save_pretrained(model: nn.Module, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, model.architecture())
+
+
+def verified_checkpoint(folder: Path) -> Path:
+    """`folder`, if it is a checkpoint whose files are those its manifest names; else CheckpointError."""
+    if not folder.is_dir():
+        found = "is a file" if folder.is_file() else "no such folder"
+        raise CheckpointError(f"{folder}: {found}; allowed: a checkpoint folder, step-NNNNNNNN")
+    problems = manifest_problems(folder)
+    if problems:
+        raise CheckpointError(report_problems(f"{folder}: damaged, or not a checkpoint; use another one", problems))
+    return folder
 
 
 def _build(folder: Path, output_stride: int | None) -> nn.Module:
@@ -40,8 +52,9 @@ def _build(folder: Path, output_stride: int | None) -> nn.Module:
             return Classifier(section, architecture["classes"], architecture["dropout"])
         if architecture["kind"] in SEGMENTERS:
             return rebuild_segmenter(architecture)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not found; allowed: a checkpoint folder, step-NNNNNNNN") from error
+    except OSError as error:
+        found = f"cannot be read ({error.strerror})"
+        raise CheckpointError(f"{path}: {found}; allowed: a checkpoint folder, step-NNNNNNNN") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"{path}: does not describe a network of this version ({error})") from error
     raise CheckpointError(f"{path}: kind {architecture['kind']!r}; allowed: classifier, {', '.join(SEGMENTERS)}")

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from distwsss.report.pictures import data_uri
+from distwsss.runtime.metrics import read_metrics as read_metrics
 
 Series = dict[str, list[tuple[float, float]]]
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl by step; of a step logged twice (before and after a restart) the later fields win.
-
-    A last line cut short by a kill is left out.
-    """
-    steps: dict[float, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-            steps.setdefault(entry["step"], {}).update(entry)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return [steps[step] for step in sorted(steps)]
 
 
 def series(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:

@@ -15,9 +15,19 @@ log = logging.getLogger("distwsss")
 Item = TypeVar("Item")
 
 
+class _AboveBars(logging.StreamHandler):
+    """Writes a line without tearing a progress bar on the same terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # as StreamHandler does: a closed terminal ends no run
+            self.handleError(record)
+
+
 def setup_logging(debug: bool = False) -> None:
     """Messages of rank 0 to stderr, warnings of the others; results are printed to stdout."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = (_AboveBars if sys.stderr.isatty() else logging.StreamHandler)(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
@@ -31,9 +41,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
+
+
+def step_bar(start: int, total: int, what: str) -> tqdm:
+    """range(start, total) behind a bar on a terminal; elsewhere `disable` is set and the caller logs lines."""
+    steps = range(start, total)
+    return tqdm(steps, initial=start, total=total, desc=what, unit="step", leave=False, disable=not _on_terminal())
+
+
 def track(items: Iterable[Item], total: int, what: str, unit: str = "image", every: float = 20.0) -> Iterator[Item]:
     """Iterate with progress: tqdm on a terminal, otherwise a log line every `every` seconds and at the end."""
-    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+    if _on_terminal():
         yield from tqdm(items, total=total, desc=what, unit=unit, leave=False)
         return
     start = last = time.monotonic()

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 def masked(text: str) -> str:
     """Credentials in URLs and values of keys named token, secret or password, replaced by stars."""
     return CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1\2=***", text))
+
+
+def config_text(config: Config) -> bytes:
+    """The resolved configuration as it is stored beside results."""
+    return masked(dump_yaml(config)).encode()
 
 
 def _git_state() -> str | None:
@@ -64,8 +69,8 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[Path]:
-    """Lock the run folder and describe what is run in it; rank 0 only, the other ranks go straight on.
+def open_run(config: Config, describe: bool = True) -> Iterator[Path]:
+    """Lock the run folder and `describe` what is run in it; rank 0 only, the other ranks go straight on.
 
     Raises RunError when another process holds the lock. `exit.json` is written by `record_exit`.
     """
@@ -80,9 +85,10 @@ def open_run(config: Config) -> Iterator[Path]:
     except Timeout:
         raise RunError(f"{folder}: locked, another distwsss works on it; wait for it or choose another name") from None
     try:
-        write_bytes(folder / "config.yaml", masked(dump_yaml(config)).encode())
-        write_bytes(folder / "command.txt", f"{masked(' '.join(sys.argv))}\n".encode())
-        write_json(folder / "env.json", environment())
+        if describe:
+            write_bytes(folder / "config.yaml", config_text(config))
+            write_bytes(folder / "command.txt", f"{masked(' '.join(sys.argv))}\n".encode())
+            write_json(folder / "env.json", environment())
         yield folder
     finally:
         lock.release()
@@ -92,4 +98,5 @@ def record_exit(folder: Path, code: int, message: str) -> None:
     """`exit.json`: torchrun and `ray job submit` return 1 for any of our codes."""
     if folder.is_dir() and int(os.environ.get("RANK", "0")) == 0:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_json(folder / "exit.json", {"code": code, "message": masked(message), "time": now})
+        with suppress(OSError, RunError):  # a full disk: the error that ends the run is the one to show
+            write_json(folder / "exit.json", {"code": code, "message": masked(message), "time": now})

@@ -1,11 +1,26 @@
-"""Asked to stop by SIGINT or SIGTERM: a flag that the ranks agree on. Called by `train.loop`."""
+"""Asked to stop by SIGINT or SIGTERM: an exception (`cli`), or a flag that the ranks agree on (`train.loop`)."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While the block runs SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal:

@@ -20,7 +20,6 @@ def _input(image: np.ndarray, factor: float, classifier: nn.Module) -> Tensor:
     return torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()).to(device)
 
 
-@torch.inference_mode()
 def compute_cam(
     classifier: nn.Module,
     image: np.ndarray,
@@ -29,25 +28,41 @@ def compute_cam(
     base_size: int | None = None,
     cam_scales: tuple[float, ...] | list[float] = (1.0,),
 ) -> np.ndarray:
-    """ReLU(w_i^T f) of the image plus that of its flip (flipped back), at feature resolution.
+    """`compute_cams` of one image: float16[L,h,w]."""
+    return compute_cams(classifier, [image], [labels], scale, base_size, cam_scales)[0]
 
-    classifier: in eval mode, `maps`, `mean` and `std` as models.classifier; image: uint8[H,W,3] RGB; labels: the L
-    present classes, 1..N -> float16[L,h,w], not normalised. `base_size`: longest side at scale 1.00 (default: the
-    image's own). With several `cam_scales` (multiplied by `scale`) the CAMs are summed at the first one's size.
+
+@torch.inference_mode()
+def compute_cams(
+    classifier: nn.Module,
+    images: list[np.ndarray],
+    labels: list[list[int]],
+    scale: float = 1.0,
+    base_size: int | None = None,
+    cam_scales: tuple[float, ...] | list[float] = (1.0,),
+    half: torch.dtype | None = None,
+) -> list[np.ndarray]:
+    """ReLU(w_i^T f) of each image plus that of its flip (flipped back), at feature resolution.
+
+    classifier: in eval mode, `maps`, `mean` and `std` as models.classifier; images: uint8[H,W,3] RGB, all of one size;
+    labels: the L present classes of each, 1..N -> float16[L,h,w] each, not normalised. `base_size`: longest side at
+    scale 1.00 (default: the images' own). With several `cam_scales` (multiplied by `scale`) the CAMs are summed at the
+    first one's size. `half`: dtype of autocast (None: float32).
     """
-    base = 1.0 if base_size is None else base_size / max(image.shape[:2])
-    channels = torch.tensor([label - 1 for label in labels])
+    base = 1.0 if base_size is None else base_size / max(images[0].shape[:2])
     total: Tensor | None = None
     for cam_scale in cam_scales:
-        pixels = _input(image, scale * base * cam_scale, classifier)
-        maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # 2,N,h,w
-        cam = maps[:1] + maps[1:].flip(-1)
+        pixels = torch.cat([_input(image, scale * base * cam_scale, classifier) for image in images])
+        with torch.autocast(pixels.device.type, half, enabled=half is not None):
+            maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # 2B,N,h,w
+        cam = maps[: len(images)] + maps[len(images) :].flip(-1)
         if total is None:
             total = cam
         else:
             total = total + interpolate(cam, total.shape[-2:], mode="bilinear", align_corners=False)
     assert total is not None, "cam_scales is empty"
-    return total[0].cpu()[channels].clamp(max=HALF_MAX).half().numpy()
+    stored = total.cpu().clamp(max=HALF_MAX).half().numpy()
+    return [cams[[label - 1 for label in present]] for cams, present in zip(stored, labels, strict=True)]
 
 
 def cam_to_full(cam: np.ndarray, height: int, width: int) -> np.ndarray:

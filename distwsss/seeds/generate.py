@@ -31,9 +31,10 @@ from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.data.verify import digest_problems
 from distwsss.errors import CheckpointError, RunError, ShardError, report_problems
 from distwsss.models.classifier import Classifier
-from distwsss.models.export import WEIGHTS, from_pretrained
+from distwsss.models.export import WEIGHTS, from_pretrained, verified_checkpoint
 from distwsss.runtime.artifacts import (
     check_same,
+    fingerprint,
     free_space_check,
     is_done,
     read_json,
@@ -158,7 +159,7 @@ def seed_shard(task: SeedTask) -> ShardRecord:
 def vote_shard(task: VoteTask) -> ShardRecord:
     """Seed shard -> pseudo-label shard, a pure function of it (the photograph and labels are carried over)."""
     seeds_index = _checked_index(task.seeds_folder, "seeds", task.shard)
-    images_index = _index(task.images_folder, "images")
+    images_index = _checked_index(task.images_folder, "images", task.shard)
     fields = [f"s{k}.png" for k in task.voters]
 
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -182,15 +183,25 @@ def vote_shard(task: VoteTask) -> ShardRecord:
 
 
 def classifier_folders(config: Config) -> list[Path]:
-    """The checkpoint of each classifier. Raises CheckpointError where one is not there."""
+    """The checkpoint of each classifier. Raises CheckpointError where one is not there or does not verify."""
     folders = []
     for p in config.classify.dropouts:
         checkpoints = config.run_dir / "classify" / f"{p:.2f}" / "checkpoints"
         folder = read_pointer(checkpoints / "LAST")
         if folder is None or not (checkpoints.parent / "done.json").is_file():
             raise CheckpointError(f"{checkpoints}: no finished classifier for p = {p:.2f}; run `distwsss classify`")
-        folders.append(folder)
+        folders.append(verified_checkpoint(folder))
     return folders
+
+
+def _seed_parameters(config: Config) -> dict[str, Any]:
+    """What the fingerprint of the seed shards covers; known whether or not these were kept."""
+    images, classifiers = load_index(images_dir(config, "train"), "images"), classifier_folders(config)
+    section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
+    weights = {f"{p:.2f}": sha256_file(c / WEIGHTS) for p, c in zip(config.classify.dropouts, classifiers, strict=True)}
+    inputs = {"images": images.fingerprint, "classifiers": weights}
+    # the list too: `weights` is written in the order of its keys, but s0.png, s1.png, ... follow the list
+    return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
 
 
 def _run_shards(
@@ -225,38 +236,34 @@ def _each(
     work: Callable[[Any], ShardRecord], tasks: list[Any], workers: int
 ) -> Iterator[tuple[Any, ShardRecord]]:
     """(task, result) as they finish; in this process with fewer than two workers."""
+    for task in tasks:
+        for stale in task.output.parent.glob(f".{task.output.name}.*.tmp"):  # of an interrupted attempt
+            stale.unlink()
     if workers < 2 or len(tasks) < 2:
         for task in tasks:
             yield task, work(task)
         return
-    pool = spawn_pool(min(workers, len(tasks)))
     try:
-        futures = {pool.submit(work, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        with spawn_pool(min(workers, len(tasks))) as pool:
+            futures = {pool.submit(work, task): task for task in tasks}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise RunError("a worker process died (killed, or out of memory); run the same command to go on") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def generate_seeds(config: Config) -> None:
     """CAM and CRF of every (p, scale) over the train image shards, to shards/NAME/seeds."""
     images, folder = load_index(images_dir(config, "train"), "images"), seeds_dir(config)
-    classifiers = classifier_folders(config)
-    section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
-    weights = {f"{p:.2f}": sha256_file(c / WEIGHTS) for p, c in zip(config.classify.dropouts, classifiers, strict=True)}
-    inputs = {"images": images.fingerprint, "classifiers": weights}
-    # the list too: `weights` is written in the order of its keys, but s0.png, s1.png, ... follow the list
-    parameters = {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
+    parameters = _seed_parameters(config)
     if is_done(folder / INDEX, parameters, "seeds"):
         log.info("seeds: complete, skipped")
         return
-    names = config.seed_names()
+    names, classifiers = config.seed_names(), tuple(classifier_folders(config))
     free_space_check(folder, len(images) * len(names) * 8_000, "seeds")
     device = "cpu" if config.hardware.device == "cpu" or not torch.cuda.is_available() else "cuda"
     tasks = [
-        SeedTask(images.folder, shard, folder / f"seeds-{shard:05d}.tar", tuple(classifiers), config.seeds, device)
+        SeedTask(images.folder, shard, folder / f"seeds-{shard:05d}.tar", classifiers, config.seeds, device)
         for shard in range(len(images.shards))
     ]
     records = _run_shards("seeds", parameters, tasks, seed_shard, config.hardware.workers)
@@ -268,16 +275,14 @@ def generate_seeds(config: Config) -> None:
 def vote_seeds(config: Config) -> None:
     """The vote of `seeds.vote_on` at t = `seeds.threshold`, to shards/NAME/pseudo."""
     images, folder = load_index(images_dir(config, "train"), "images"), pseudo_dir(config)
-    if (folder / INDEX).is_file() and not (seeds_dir(config) / INDEX).is_file():
-        seeds_fingerprint = load_index(folder, "pseudo").parameters["inputs"]["seeds"]  # keep_maps: false
-    else:
-        seeds_fingerprint = load_index(seeds_dir(config), "seeds").fingerprint
-    voters, names = config.voting_seeds(), config.seed_names()
-    inputs = {"seeds": seeds_fingerprint}
+    voters, names, seeds = config.voting_seeds(), config.seed_names(), _seed_parameters(config)
+    inputs = {"seeds": fingerprint(seeds)}
     parameters = {"vote_on": voters, "threshold": config.vote_threshold(), "inputs": inputs}
-    if is_done(folder / INDEX, parameters, "the vote"):
+    if _is_voted(folder, parameters, seeds):
         log.info("vote: complete, skipped")
         return
+    found = load_index(seeds_dir(config), "seeds")
+    check_same(found.parameters, seeds, f"seeds ({found.folder})")
     free_space_check(folder, sum(record.bytes for record in images.shards), "vote")
     tasks = [
         VoteTask(
@@ -292,8 +297,17 @@ def vote_seeds(config: Config) -> None:
         for shard in range(len(images.shards))
     ]
     records = _run_shards("vote", parameters, tasks, vote_shard, config.hardware.workers)
-    write_index(folder, records, parameters, images.classes, "pseudo", {"seeds": voters})
+    extra = {"seeds": voters, "seed_parameters": seeds}
+    write_index(folder, records, parameters, images.classes, "pseudo", extra)
     _drop_records(tasks)
+
+
+def _is_voted(folder: Path, parameters: dict[str, Any], seeds: dict[str, Any]) -> bool:
+    """`is_done` of the vote, which also names what differs in the seeds: their own index may be gone
+    (`keep_maps: false`). An index written before `seed_parameters` was kept shows their fingerprint only."""
+    if (folder / INDEX).is_file():
+        check_same(load_index(folder, "pseudo").extra.get("seed_parameters", seeds), seeds, f"the vote ({folder})")
+    return is_done(folder / INDEX, parameters, "the vote")
 
 
 def _drop_records(tasks: list[Any]) -> None:

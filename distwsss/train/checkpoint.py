@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from distwsss.errors import CheckpointError, RunError
@@ -60,8 +61,9 @@ def save_checkpoint(
         fault_point(f"before-publish:{final.name}")
         publish_folder(temporary, final)
         fault_point(f"after-publish:{final.name}")
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as RuntimeError; the previous checkpoint and LAST are untouched
+    except (OSError, RuntimeError, SafetensorError, RunError) as error:
+        # a full disk is a RuntimeError of torch.save, a SafetensorError of the weights, a RunError of write_json; the
+        # previous checkpoint and LAST are untouched
         shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
         raise RunError(f"{final}: cannot be written ({error}); make room and run the same command again") from error
     write_pointer(checkpoints / "LAST", final)
@@ -106,14 +108,19 @@ def newest_checkpoint(checkpoints: Path) -> Path | None:
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, parameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """Weights and optimizer state from `folder`; returns trainer.json. Raises on damage or other parameters."""
+    """Weights and optimizer state from `folder`; returns trainer.json. Raises on damage or other parameters.
+
+    A run at its last step needs no optimizer state: killed before it was recorded as done, it has none.
+    """
     problems = manifest_problems(folder)
     if problems:
-        raise CheckpointError(f"{folder} is damaged: {'; '.join(problems)}")
+        raise CheckpointError(f"{folder}: no whole checkpoint: {'; '.join(problems)}; choose another")
     trainer: dict[str, Any] = read_json(folder / TRAINER)
     check_same(trainer["parameters"], parameters, f"the checkpoint {folder}")
     load_weights(model, folder)
     if not (folder / OPTIMIZER).is_file():
+        if trainer["step"] == trainer["total"]:
+            return trainer
         raise CheckpointError(
             f"{folder}: has no optimizer state (its run had finished); use --init-from to take its weights only"
         )

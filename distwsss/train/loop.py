@@ -7,7 +7,6 @@ adds up their counts and the stop flag over the ranks in one collective, then ba
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,12 +21,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from distwsss.config.schema import HardwareSection, duration_to_steps
-from distwsss.data.batches import Batch, MicroBatches, make_loader, split_batch
-from distwsss.errors import ConfigError, RunError
-from distwsss.models.export import load_weights
-from distwsss.runtime.artifacts import write_pointer
+from distwsss.data.batches import Batch, MicroBatches, read_batches, split_batch
+from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.models.export import WEIGHTS, load_weights
+from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json, write_pointer
 from distwsss.runtime.faults import fault_point
-from distwsss.runtime.progress import duration, log
+from distwsss.runtime.metrics import append_metrics, read_metrics
+from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import drop_optimizer_states, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -35,6 +35,8 @@ from distwsss.train.engine import all_sum, launched_world_size, make_accelerator
 from distwsss.train.heldout import held_out_miou
 from distwsss.train.optim import build_optimizer, lr_factor, set_lr
 from distwsss.train.task import Parts, Task
+
+DONE = "done.json"
 
 
 class Outputs(nn.Module):
@@ -84,17 +86,31 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
     def main(self) -> bool:
         return self.accelerator.is_main_process
 
 
 def fit(
-    task: Task, hardware: HardwareSection, folder: Path, seed: int, resume: str = "auto", init_from: Path | None = None
+    task: Task,
+    hardware: HardwareSection,
+    folder: Path,
+    seed: int,
+    resume: str = "auto",
+    init_from: Path | None = None,
+    described: bytes = b"",
 ) -> Path:
     """Train `task` to its end in `folder` and return the last checkpoint (the same path on every rank).
 
     `resume`: auto (own LAST if there is one), must, never, or a checkpoint folder to start from when there is no own
-    one. Raises KeyboardInterrupt after saving when SIGINT or SIGTERM came; RunError for a loss that is not finite.
+    one. `described`: the configuration, written to config.yaml once nothing refuses. Raises KeyboardInterrupt when
+    SIGINT or SIGTERM came, after saving or after the end; RunError for a loss that is not finite.
     """
     section, world = task.optim, launched_world_size()
     if section.global_batch < world:
@@ -115,13 +131,27 @@ def fit(
         f"{split.accumulation} micro-batch(es) of {split.micro_batch}, on {accelerator.device}"
         + (f", from step {start}" if start else "")
     )
+    if run.main() and described:
+        write_bytes(folder / "config.yaml", described)
     batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
     with StopSignal() as stop:
-        _steps(run, iter(make_loader(batches, start, hardware.loader_workers)), start, stop)
-    accelerator.wait_for_everyone()
-    if run.main() and not section.keep_optimizer:
+        _steps(run, read_batches(batches, start, hardware.loader_workers), start, stop)
+        accelerator.wait_for_everyone()
+        if run.main():
+            _finish(run)
+        stopping = bool(all_sum(accelerator, torch.tensor([int(stop.asked)])))
+    if stopping:  # during the last step or after it: this run is complete, what would follow is not wanted
+        raise KeyboardInterrupt
+    return run.checkpoint(total)
+
+
+def _finish(run: Run) -> None:
+    """Drop what only training needs, then record that the run is complete."""
+    if not run.task.optim.keep_optimizer:
         drop_optimizer_states(run.checkpoints)
-    return run.checkpoints / f"step-{total:08d}"
+    last, parameters = run.checkpoint(run.total), run.task.parameters
+    digests = {"fingerprint": fingerprint(parameters), "sha256": sha256_file(last / WEIGHTS)}
+    write_json(run.folder / DONE, {"parameters": parameters, "checkpoint": last.name, **digests})
 
 
 def _resume(task: Task, optimizer: torch.optim.Optimizer, checkpoints: Path, resume: str) -> tuple[int, int]:
@@ -136,6 +166,8 @@ def _resume(task: Task, optimizer: torch.optim.Optimizer, checkpoints: Path, res
     if source is None:
         return 0, 0
     trainer = load_checkpoint(source, task.model, optimizer, task.parameters)
+    if not own and trainer["step"] == trainer["total"]:
+        raise CheckpointError(f"--resume {source}: its run had finished; use --init-from to take its weights only")
     return trainer["step"], trainer["attempt"] + 1
 
 
@@ -146,8 +178,15 @@ def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> N
         duration_to_steps(text or "100%", len(run.task.selection), section.global_batch, total)
         for text in (section.warmup, section.save_every, run.task.evaluate_every)
     )
+
+    def evaluates(step: int) -> bool:
+        return step == total or step % max(1, evaluate_every) == 0
+
+    if start and evaluates(start) and _evaluation_missed(run, start):
+        _evaluate(run, start)
     began = last_line = time.monotonic()
-    for step in range(start, total):
+    bar = step_bar(start, total, run.task.name)
+    for step in bar:
         batches = [next(loader) for _ in range(run.accelerator.gradient_accumulation_steps)]
         count, stopping = _agree(run, batches, stop)
         if stopping:
@@ -158,14 +197,14 @@ def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> N
         fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
         if (step + 1) % section.log_every == 0 or step + 1 == total:
             line = _log_metrics(run, step + 1)
-            if time.monotonic() - last_line > 20 or step + 1 == total:
+            bar.set_postfix_str(line)
+            if step + 1 == total or (bar.disable and time.monotonic() - last_line > 20):
                 left = (time.monotonic() - began) / (step + 1 - start) * (total - step - 1)
                 log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
                 last_line = time.monotonic()
-        evaluating = step + 1 == total or (step + 1) % max(1, evaluate_every) == 0
-        if evaluating or (step + 1) % max(1, save_every) == 0:
+        if evaluates(step + 1) or (step + 1) % max(1, save_every) == 0:
             _save(run, step + 1)
-        if evaluating:
+        if evaluates(step + 1):
             _evaluate(run, step + 1)
 
 
@@ -237,13 +276,8 @@ def _log_metrics(run: Run, step: int) -> str:
     speed = images / max(time.monotonic() - meter.start, 1e-9)
     if run.main():
         entry = {"attempt": run.attempt, "step": step, "lr": lr, **metrics, "images_per_second": round(speed, 3)}
-        _append(run, entry)
+        append_metrics(run.metrics, entry)
     return f"loss {metrics['loss']:.4f}, lr {lr:.2e}, {speed:.1f} images/s"
-
-
-def _append(run: Run, entry: dict[str, float]) -> None:
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
 
 
 def _save(run: Run, step: int) -> None:
@@ -264,14 +298,19 @@ def _evaluate(run: Run, step: int) -> None:
     run.task.model.train()
     if run.main() and not math.isnan(miou):
         log.info(f"{run.task.name}: step {step}, held-out mIoU {100 * miou:.2f}")
-        _append(run, {"attempt": run.attempt, "step": step, "heldout_miou": miou})
-        best = _best(run.folder / "metrics.jsonl")
-        if best <= miou:
-            write_pointer(run.checkpoints / "BEST", run.checkpoints / f"step-{step:08d}")
+        if miou >= max({**_held_out(run), step: miou}.values()):
+            write_pointer(run.checkpoints / "BEST", run.checkpoint(step))
+        # last: the line says that all of this was done
+        append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "heldout_miou": miou})
     run.accelerator.wait_for_everyone()
 
 
-def _best(metrics: Path) -> float:
-    """The highest held-out mIoU written so far."""
-    lines = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
-    return max(line["heldout_miou"] for line in lines if "heldout_miou" in line)
+def _evaluation_missed(run: Run, step: int) -> bool:
+    """Whether a kill came after this run's checkpoint of `step`, before its evaluation was written; rank 0 looks."""
+    missed = run.main() and run.checkpoint(step).is_dir() and step not in _held_out(run)
+    return bool(all_sum(run.accelerator, torch.tensor([int(missed)])))
+
+
+def _held_out(run: Run) -> dict[int, float]:
+    """The held-out mIoU written so far, by step."""
+    return {line["step"]: line["heldout_miou"] for line in read_metrics(run.metrics) if "heldout_miou" in line}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from distwsss.config import Config
+from distwsss.errors import CheckpointError
 from distwsss.models.export import WEIGHTS
-from distwsss.runtime.artifacts import fingerprint, is_done, sha256_file, write_json
+from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
 from distwsss.runtime.progress import log
-from distwsss.train.loop import fit
+from distwsss.runtime.run_folder import config_text
+from distwsss.train.loop import DONE, fit
 from distwsss.train.task import Task, classifier_task, segmenter_task
-
-DONE = "done.json"
 
 
 def classify(config: Config, resume: str = "auto") -> None:
@@ -29,19 +28,15 @@ def train(config: Config, resume: str = "auto", init_from: Path | None = None) -
 
 def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path | None = None) -> None:
     if init_from:
+        problems = manifest_problems(init_from)
+        if problems:
+            found = "; ".join(problems)
+            raise CheckpointError(
+                f"--init-from {init_from}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
+            )
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
     if resume != "never" and is_done(folder / DONE, task.parameters, task.name):
         log.info(f"{task.name}: complete, skipped")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    last = fit(task, config.hardware, folder, config.seed, resume, init_from)
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_json(
-            folder / DONE,
-            {
-                "parameters": task.parameters,
-                "fingerprint": fingerprint(task.parameters),
-                "checkpoint": last.name,
-                "sha256": sha256_file(last / WEIGHTS),
-            },
-        )
+    fit(task, config.hardware, folder, config.seed, resume, init_from, config_text(config))

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.schema import AugmentSection, OptimSection, TrainSection
 from distwsss.data.batches import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.shard_format import name_from_key
 from distwsss.data.shard_index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.errors import ConfigError, ShardError
+from distwsss.data.verify import verified
+from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
 from distwsss.models.classifier import Classifier
@@ -48,8 +50,8 @@ class Task:
 
 
 def classifier_task(config: Config, dropout: float) -> Task:
-    """Classifier of dropout probability `dropout`, Eq. 1, on all train images."""
-    section, index = config.classify, load_index(images_dir(config, "train"), "images")
+    """Classifier of dropout probability `dropout`, Eq. 1, on all train images. Raises ShardError for damaged shards."""
+    section, index = config.classify, verified(load_index(images_dir(config, "train"), "images"))
     torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
     model = Classifier(section.backbone, index.classes, dropout)
     parameters = {
@@ -77,27 +79,41 @@ def _classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts
 
 
 def segmenter_task(config: Config) -> Task:
-    """The segmenter on pseudo-labels with the loss that `train.loss` names, on the ids not held out."""
+    """The segmenter on pseudo-labels with the loss that `train.loss` names, on the ids not held out.
+
+    Raises ShardError for damaged shards, DataError where `train.labels: truth` lacks masks.
+    """
     section, pseudo = config.train, load_index(pseudo_dir(config), "pseudo")
+    images = load_index(images_dir(config, "train"), "images")
     voters = pseudo.extra["seeds"]
     if section.vote_threshold is not None and section.vote_threshold > len(voters):
         raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{len(voters)}, as many vote")
-    images = _beside(load_index(images_dir(config, "train"), "images"), pseudo) if section.labels == "truth" else None
-    seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo) if section.labels.startswith("seed:") else None
     kept_out = held_out_keys(pseudo, section.holdout)
+    selection, held_out = pseudo.select(lambda key: key not in kept_out), _held_out_images(images, section)
+    inputs: dict[str, Any] = {"pseudo": pseudo.fingerprint}
+    seeds = truth = None
+    if section.labels.startswith("seed:"):
+        seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo)
+    if section.labels == "truth":
+        truth = _beside(images, pseudo)
+        _check_truth(truth, selection)
+        inputs["truth"] = truth.extra.get("truth")  # no other fingerprint depends on masks
+    for index in (pseudo, seeds, images if truth or held_out else None):
+        if index is not None:
+            verified(index)
     torch.manual_seed(derive_seed(config.seed, "train"))
     model = build_segmenter(section, pseudo.classes)
     return Task(
         name="train",
         model=model,
-        samples=SegmenterSamples(pseudo, seeds, images, section, model.mean, model.std, config.seed),
-        selection=pseudo.select(lambda key: key not in kept_out),
+        samples=SegmenterSamples(pseudo, seeds, truth, section, model.mean, model.std, config.seed),
+        selection=selection,
         optim=section.optim,
         augment=section.augment,
-        parameters={"seed": config.seed, "train": section.parameters(), "inputs": {"pseudo": pseudo.fingerprint}},
+        parameters={"seed": config.seed, "train": section.parameters(), "inputs": inputs},
         counts=_valid_pixels,
         sums=lambda outputs, batch: segmenter_sums(outputs, batch, section),
-        held_out=_held_out_images(config, section),
+        held_out=held_out,
         evaluate_every=section.evaluate_every,
     )
 
@@ -109,14 +125,26 @@ def _beside(other: ShardIndex, pseudo: ShardIndex) -> ShardIndex:
     return other
 
 
+def _check_truth(images: ShardIndex, selection: Selection) -> None:
+    """Raises DataError naming the selected images without a mask, before the first step rather than at some later."""
+    missing = [
+        f"{name_from_key(images.key(shard, position))}: no mask"
+        for shard, positions in enumerate(selection.positions)
+        for position in positions
+        if "truth.png" not in images.shards[shard].members[position]
+    ]
+    if missing:
+        what = f"train.labels is 'truth', but {images.folder} lacks masks of images to train on"
+        raise DataError(report_problems(f"{what}; add masks and prepare anew, or use train.labels: vote", missing))
+
+
 def held_out_keys(index: ShardIndex, share: float) -> set[str]:
     """The `share` of the images kept out of segmenter training: by a hash of the key, the same in every run."""
     keys = sorted(index.all().keys(), key=lambda key: derive_seed("holdout", key))
     return set(keys[: round(share * len(keys))])
 
 
-def _held_out_images(config: Config, section: TrainSection) -> Selection | None:
-    index = load_index(images_dir(config, "train"), "images")
+def _held_out_images(index: ShardIndex, section: TrainSection) -> Selection | None:
     kept_out = held_out_keys(index, section.holdout)
     held_out = index.select(lambda key: key in kept_out)
     has_truth = any("truth.png" in members for shard in index.shards for members in shard.members)

@@ -18,7 +18,7 @@ from distwsss.data.shard_index import images_dir
 from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.models.deeplab import DeepLab
 from distwsss.models.export import save_pretrained
-from distwsss.runtime.artifacts import to_json, write_pointer
+from distwsss.runtime.artifacts import to_json, write_manifest, write_pointer
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -98,5 +98,13 @@ def write_segmenter(config: Config, classes: list[str] = CLASSES, step: int = 10
     folder = checkpoints / f"step-{step:08d}"
     folder.mkdir(parents=True)
     save_pretrained(model, folder)
+    write_manifest(folder)
     write_pointer(checkpoints / "LAST", folder)
     return folder
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage the middle byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))

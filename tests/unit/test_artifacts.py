@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from distwsss.runtime.artifacts import (
     write_manifest,
     write_pointer,
 )
+from distwsss.runtime.metrics import append_metrics, read_metrics
+from distwsss.runtime.pool import spawn_pool
 from distwsss.runtime.run_folder import masked
 
 
@@ -119,3 +122,30 @@ def test_credentials_are_masked() -> None:
     assert not {"abc", "me:key", "zz", "=b"} & set(text.replace("@", " ").replace("=", " =").split())
     assert "key@" not in text
     assert "train.lr=1" in text
+
+
+def test_metrics_survive_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, {"step": 1, "loss": 2.0})
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "lo\xc3')
+    append_metrics(path, {"step": 3, "loss": 1.0})
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 3, "loss": 1.0}]
+    with pytest.raises(RunError, match="cannot be written"):
+        append_metrics(tmp_path, {"step": 4})
+
+
+def test_a_pool_left_by_an_interrupt_does_not_wait_for_its_calls() -> None:
+    start = time.monotonic()
+
+    def interrupted() -> None:
+        with spawn_pool(2) as pool:
+            for _ in range(6):
+                pool.submit(time.sleep, 60)
+            pool.submit(time.sleep, 0)
+            time.sleep(2)  # until they run
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - start < 30

@@ -71,11 +71,69 @@ def test_unknown_keys_are_refused_at_every_level(section: str, tmp_path: Path) -
         ("train.labels=teacher", "labels"), ("seeds.crf=nosuch", "crf"), ("name=a/b", "name"),
         ("data.classes=[cat, cat]", "classes"), ("train.augment.resize=[2.0, 1.0]", "resize"),
         ("classify.optim.duration=10%%", "duration"), ("seeds.scales=[1.0, 1.001]", "collide"),
+        ("classify.dropouts=[0.1, 0.101]", "classify.dropouts.*collide"),
+        ("classify.optim.duration=10%", "`classify.optim.duration`: found '10%'; allowed: a number of steps or epochs"),
+        ("train.optim.duration=0 steps", "`train.optim.duration`"), ("train.optim.duration=0.5 steps", "duration"),
+        ("train.optim.duration=0 epochs", "`train.optim.duration`"),
+        ("train.backbone={name: tiny, pretrained: false}", "`train.backbone.output_stride`: found 16; .*tiny.*: 8"),
+        ("train.backbone={name: tiny, output_stride: 8}", "`train.backbone.pretrained`: found True; .*tiny.*: False"),
+        ("classify.backbone.name=tiny", "2 problems"),
+        ("train.augment.color_jitter=[0.3, 0.3, 0.3, 0.6]", "`train.augment.color_jitter`: .*hue at most 0.5"),
+        ("classify.augment.color_jitter=[-0.1, 0, 0, 0]", "`classify.augment.color_jitter`: .*each 0 or more"),
+        ("evaluate.checkpoint=BEST", "--set .*`evaluate.checkpoint`: found 'BEST', but train.evaluate_every is None"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(override: str, found: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=found):
         load_config(write(tmp_path), overrides=[override])
+
+
+def test_sections_that_do_not_fit_are_all_reported_with_source_and_key(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "seeds: {vote_on: [0.05-1.00, 0.05-1.00, 0.05-9.00], threshold: 9, keep_maps: false}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            path,
+            overrides=[
+                "train.labels=seed:0.05-7.00", "train.vote_threshold=8", "evaluate.checkpoint=BEST",
+                "classify.backbone={name: tiny, pretrained: false, output_stride: 8}", "seeds.output_stride=16",
+            ],
+        )  # fmt: skip
+    message = str(caught.value)
+    assert "8 problems" in message
+    for line in (
+        f"{path}: `seeds.vote_on`: found '0.05-1.00' 2 times",
+        f"{path}: `seeds.vote_on`: found '0.05-9.00'; allowed: 0.05-1.00",
+        f"{path}: `seeds.threshold`: found 9, but only 3 seeds vote",
+        "--set train.vote_threshold=8: `train.vote_threshold`: found 8, but only 3 seeds vote",
+        "--set train.labels=seed:0.05-7.00: `train.labels`: found seed '0.05-7.00'",
+        f"{path}: `seeds.keep_maps`: found False, but train.labels is 'seed:0.05-7.00'",
+        "--set evaluate.checkpoint=BEST: `evaluate.checkpoint`: found 'BEST'",
+        "--set seeds.output_stride=16: `seeds.output_stride`: found 16; allowed for backbone `tiny`: null or 8",
+    ):
+        assert line in message
+
+
+def test_keys_that_fit_are_accepted(tmp_path: Path) -> None:
+    tiny = "classify.backbone={name: tiny, pretrained: false, output_stride: 8}"
+    found = load_config(
+        write(tmp_path), overrides=[tiny, "seeds.output_stride=8", "evaluate.checkpoint=BEST",
+                                    "train.evaluate_every=10%", "train.augment.color_jitter=[2.0, 0, 0, 0.5]",
+                                    "train.optim.duration=0.5 epochs", "seeds.keep_maps=false"]
+    )  # fmt: skip
+    assert found.train.augment.color_jitter == [2.0, 0.0, 0.0, 0.5]
+
+
+def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: t\ndata: {dataset: shapes}  # é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml: found bytes that are not UTF-8 \(at 35\)"):
+        load_config(latin)
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(write(tmp_path), profile=str(latin))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match="found no such file"):
+        load_config(write(tmp_path), profile="x" * 300)
 
 
 def test_yaml_traps(tmp_path: Path) -> None:

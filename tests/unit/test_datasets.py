@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distwsss.config.load import check_config
 from distwsss.config.schema import DataSection
 from distwsss.data.datasets import DATASETS
 from distwsss.data.images import encode_palette
-from distwsss.data.listing import Listing, read_tags, stem_of
+from distwsss.data.listing import Listing, read_tags, stem_of, tuning_keys
+from distwsss.data.prepare import prepare
+from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.voc import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError
 
@@ -86,6 +89,16 @@ def test_voc_csv_by_index_and_by_name(voc: Path) -> None:
     assert found.labels_from == "csv"
     assert labels(found) == {"two": [8, 20], "one": [1, 15]}
     assert not problems(found)
+
+
+def test_voc_empty_annotations_do_not_hide_the_csv(voc: Path) -> None:
+    (voc / "Annotations").mkdir()
+    with pytest.raises(DataError, match="no image-level labels"):
+        listing("voc", voc)
+    text(voc / "cls_labels.csv", "id,labels\none,1\ntwo,2\n")
+    found = listing("voc", voc)
+    assert found.labels_from == "csv"
+    assert labels(found) == {"two": [2], "one": [1]}
 
 
 def test_voc_csv_problems(voc: Path) -> None:
@@ -289,3 +302,21 @@ def test_tags_that_are_not_utf8(tmp_path: Path) -> None:
 def test_stems() -> None:
     names = {"a.jpg": "a", "a/b.c.JPEG": "a/b.c", "img.v2": "img.v2", ".jpg": ".jpg", "x.png.tif": "x.png"}
     assert {name: stem_of(name) for name in names} == names
+
+
+def test_tuning_ids_mean_what_the_tags_say(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ("a.v1.jpg", "sub/b.png", "c.jpg"):
+        picture(folder / "images" / name)
+    text(folder / "tags.csv", "image,labels\na.v1.jpg,cat\n./sub/b.png,dog\nc,cat\n")
+    data = {"dataset": "folder", "root": str(folder), "classes": ["cat", "dog"]}
+    paths = {"shards": str(tmp_path_factory.mktemp("shards"))}
+
+    def keys(*ids: str) -> set[str]:
+        config = check_config({"name": "t", "paths": paths, "data": {**data, "tuning_ids": list(ids)}})
+        prepare(config)
+        return tuning_keys(config, load_index(images_dir(config, "train")))
+
+    wanted = {"a%2Ev1", "sub%2Fb"}
+    assert keys("a.v1.jpg", "sub/b.png") == keys("a.v1", "sub/b") == keys("./a.v1.jpg", "sub\\b.png") == wanted
+    with pytest.raises(DataError, match=r"(?s)`data\.tuning_ids`.*2 problems.*'a\.v2'.*'d'"):
+        keys("c", "a.v2", "d")

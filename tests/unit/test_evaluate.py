@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_run import CLASSES, make_config, make_truth, picture, write_images, write_segmenter
+from evaluation_run import CLASSES, flip_a_bit, make_config, make_truth, picture, write_images, write_segmenter
 from pydensecrf import densecrf
 from pydensecrf.utils import unary_from_softmax
 
@@ -18,7 +18,7 @@ from distwsss.data.images import decode_image, encode_palette
 from distwsss.data.prepare import prepare_split
 from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_reader import read_fields
-from distwsss.errors import ConfigError, DataError, RunError
+from distwsss.errors import ConfigError, DataError, RunError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.inference import load_segmenter, predict_probabilities
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels
@@ -193,6 +193,17 @@ def test_other_classes_are_refused_naming_both(tmp_path: Path) -> None:
     write_segmenter(config)
     with pytest.raises(DataError, match=r"(?s)background, cow, dog.*background, cat, dog"):
         evaluate(config)
+
+
+def test_damaged_images_are_not_scored(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_images(config, "val", 3)
+    write_segmenter(config)
+    for number in range(2):
+        flip_a_bit(images_dir(config, "val") / f"images-{number:05d}.tar")
+    with pytest.raises(ShardError, match=r"(?s)2 problems.*images-00000\.tar: sha256.*images-00001\.tar: sha256"):
+        evaluate(config)
+    assert not (config.run_dir / "evaluate").exists()
 
 
 def test_notes_say_where_labels_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from evaluation_run import flip_a_bit
 
 from distwsss.config.load import check_config, dump_yaml
 from distwsss.config.schema import BackboneSection
@@ -18,10 +19,10 @@ from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_
 from distwsss.data.shard_reader import iter_shard
 from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.data.verify import verify
-from distwsss.errors import CheckpointError, ConfigError
+from distwsss.errors import CheckpointError, ConfigError, ShardError
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import from_pretrained, save_pretrained
-from distwsss.runtime.artifacts import to_json, write_json, write_pointer
+from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer
 from distwsss.seeds.cam import cam_to_full, compute_cam, probabilities
 from distwsss.seeds.crf import refine
 from distwsss.seeds.generate import generate_seeds, run_seeds, vote_seeds
@@ -75,6 +76,7 @@ def write_classifiers(config, seed=0, gain=1.0):
         folder = run / "checkpoints" / "step-00000001"
         folder.mkdir(parents=True, exist_ok=True)
         save_pretrained(model, folder)
+        write_manifest(folder)
         write_pointer(run / "checkpoints" / "LAST", folder)
         write_json(run / "done.json", {})
 
@@ -282,6 +284,75 @@ def test_maps_can_be_dropped(reference, tmp_path):
     before = times_of(pseudo_dir(config))
     run_seeds(config)
     assert times_of(pseudo_dir(config)) == before
+
+
+@pytest.fixture(scope="module")
+def dropped(reference, tmp_path_factory):
+    """The folder of the reference without its seed shards."""
+    folder = tmp_path_factory.mktemp("dropped")
+    run_seeds(copy_of(reference, folder, seeds={"keep_maps": False}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [({"alpha": 2.0}, r"seeds\.alpha: was 1\.0, now 2"), ({"scales": [1.0, 1.1], "vote_on": None}, r"seeds\.scales")],
+)
+def test_dropped_maps_do_not_hide_other_parameters(dropped, section, key):
+    config = make_config(dropped, seeds={"keep_maps": False, **section})
+    before = times_of(pseudo_dir(config))
+    with pytest.raises(ConfigError, match=key):
+        run_seeds(config)
+    assert times_of(pseudo_dir(config)) == before
+
+
+def test_dropped_maps_do_not_hide_other_classifiers(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"keep_maps": False})
+    run_seeds(config)
+    write_classifiers(config, seed=10)
+    with pytest.raises(ConfigError, match=r"inputs\.classifiers\.0\.10"):
+        run_seeds(config)
+
+
+def test_a_vote_made_before_it_recorded_the_seeds_is_complete_or_refused(dropped, tmp_path):
+    shutil.copytree(dropped, tmp_path, dirs_exist_ok=True)
+    config = make_config(tmp_path, seeds={"keep_maps": False})
+    index = load_index(pseudo_dir(config), "pseudo")
+    write_index(index.folder, index.shards, index.parameters, CLASSES, "pseudo", {"seeds": index.extra["seeds"]})
+    before = times_of(index.folder)
+    run_seeds(config)
+    assert times_of(index.folder) == before
+    with pytest.raises(ConfigError, match=r"inputs\.seeds"):
+        run_seeds(make_config(tmp_path, seeds={"keep_maps": False, "alpha": 2.0}))
+
+
+def test_the_vote_refuses_seeds_of_other_parameters(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"alpha": 2.0})
+    shutil.rmtree(pseudo_dir(config))
+    with pytest.raises(ConfigError, match=r"seeds\.alpha"):
+        vote_seeds(config)
+
+
+def test_the_vote_is_bound_to_the_fingerprint_of_the_seeds(reference):
+    seeds, pseudo = load_index(seeds_dir(reference), "seeds"), load_index(pseudo_dir(reference), "pseudo")
+    assert pseudo.parameters["inputs"] == {"seeds": seeds.fingerprint}
+    assert pseudo.extra["seed_parameters"] == seeds.parameters
+
+
+def test_a_damaged_photograph_is_not_copied(reference, tmp_path):
+    config = copy_of(reference, tmp_path)
+    shutil.rmtree(pseudo_dir(config))
+    flip_a_bit(images_dir(config, "train") / "images-00001.tar")
+    with pytest.raises(ShardError, match=r"images-00001\.tar: sha256 differs"):
+        vote_seeds(config)
+
+
+def test_a_damaged_classifier_makes_no_seeds(tmp_path):
+    config = made(tmp_path)
+    flip_a_bit(config.run_dir / "classify/0.30/checkpoints/step-00000001/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"0\.30.*model\.safetensors: sha256 differs"):
+        run_seeds(config)
+    assert not seeds_dir(config).exists()
 
 
 @pytest.mark.parametrize("missing", ["checkpoints/LAST", "done.json"])

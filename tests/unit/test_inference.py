@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_run import flip_a_bit, make_config, write_segmenter
 from torch import nn
 
 from distwsss.config.load import check_config
@@ -116,13 +117,36 @@ def test_one_pixel_image_and_tiny_scale() -> None:
 
 def test_checkpoint_folder_follows_the_pointer(tmp_path: Path) -> None:
     tree = {"name": "x", "data": {"dataset": "shapes"}, "paths": {"run": str(tmp_path)}}
-    config = check_config({**tree, "evaluate": {"checkpoint": "BEST"}})
+    config = check_config({**tree, "evaluate": {"checkpoint": "BEST"}, "train": {"evaluate_every": "50%"}})
     with pytest.raises(CheckpointError, match=r"BEST.*distwsss train"):
         checkpoint_folder(config)
-    (tmp_path / "train" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "train" / "checkpoints" / "BEST").write_text("step-00000010\n")
-    assert checkpoint_folder(config) == tmp_path / "train" / "checkpoints" / "step-00000010"
-    assert checkpoint_folder(config, tmp_path) == tmp_path
+    folder = write_segmenter(config)
+    (folder.parent / "BEST").write_text("step-00000010\n")
+    assert checkpoint_folder(config) == folder
+    assert checkpoint_folder(make_config(tmp_path / "other"), folder) == folder
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["--checkpoint", "LAST"])
+def test_a_checkpoint_that_does_not_verify_is_refused(given: bool, tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    folder = write_segmenter(config)
+    flip_a_bit(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: sha256 differs"):
+        checkpoint_folder(config, folder if given else None)
+    (folder / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json: missing"):
+        checkpoint_folder(config, folder if given else None)
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    weights = write_segmenter(config) / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is a file; allowed: a checkpoint folder"):
+        checkpoint_folder(config, weights)
+    with pytest.raises(CheckpointError, match="no such folder; allowed: a checkpoint folder"):
+        checkpoint_folder(config, tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_segmenter(weights, "cpu")
 
 
 def test_a_classifier_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ def test_what_cannot_start(run: tuple[Config, Path], tmp_path: Path) -> None:
     without = make_config(tmp_path, evaluate={"crf": None})
     with pytest.raises(ConfigError, match=r"evaluate\.crf"):
         predict(without, [tmp_path / "a.jpg"], tmp_path / "out", crf=True)
+    for output in (tmp_path / "a.jpg", tmp_path / "a.jpg" / "sub"):
+        with pytest.raises(ConfigError, match=r"--output .*a\.jpg.*: cannot be a folder"):
+            predict(run[0], [tmp_path / "a.jpg"], output)
+    assert (tmp_path / "a.jpg").read_bytes() == picture(1)
     with pytest.raises(CheckpointError, match="run `distwsss train` first"):
         predict(make_config(tmp_path / "untrained"), [tmp_path / "a.jpg"], tmp_path / "out")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from distwsss.config import Config
 from distwsss.data.images import encode_palette
@@ -14,10 +16,11 @@ from distwsss.data.prepare import prepare
 from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
 from distwsss.data.shard_reader import iter_shard
 from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.artifacts import manifest_problems, read_pointer
-from distwsss.train.checkpoint import finished_folders, newest_checkpoint
+from distwsss.train import checkpoint, loop
+from distwsss.train.checkpoint import finished_folders, newest_checkpoint, save_checkpoint
 from distwsss.train.loop import fit
 from distwsss.train.stages import classify, train
 from distwsss.train.task import classifier_task, held_out_keys, segmenter_task
@@ -59,24 +62,28 @@ def make_pseudo(config: Config) -> None:
     write_index(pseudo_dir(config), records, {"made": "by a test"}, images.classes, "pseudo", {"seeds": names})
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(prepared: Config, tmp_path: Path, monkeypatch) -> None:
-    whole = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "whole", seed=0)
-    from distwsss.train import loop
+def stopping_at(look: int) -> type[loop.StopSignal]:
+    """A StopSignal that is asked to stop at the loop's `look`-th look at it: one a step, one after the end."""
 
     class Stopping(loop.StopSignal):
-        calls = 0
+        looks = 0
 
         @property
         def asked(self) -> bool:
-            Stopping.calls += 1
-            return Stopping.calls == 3
+            Stopping.looks += 1
+            return Stopping.looks == look
 
         @asked.setter
         def asked(self, value: bool) -> None:
             pass
 
+    return Stopping
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(prepared: Config, tmp_path: Path, monkeypatch) -> None:
+    whole = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "whole", seed=0)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "StopSignal", Stopping)
+        patched.setattr(loop, "StopSignal", stopping_at(3))
         with pytest.raises(KeyboardInterrupt):
             fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "parts", seed=0)
     parts = tmp_path / "parts" / "checkpoints"
@@ -113,6 +120,32 @@ def test_stages_skip_refuse_and_resume_modes(prepared: Config, tiny, tmp_path: P
         classify(tiny(classify={"optim": {"lr": 0.02}}))
     with pytest.raises(ConfigError, match="already holds a run"):
         classify(prepared, resume="never")
+    # killed between its last checkpoint and done.json: nothing is left to train
+    done = prepared.run_dir / "classify/0.10/done.json"
+    record = done.read_bytes()
+    done.unlink()
+    classify(prepared)
+    assert done.read_bytes() == record
+    assert (last / "model.safetensors").stat().st_mtime_ns == before
+    # refused, it must not leave its configuration beside the other's results
+    written = prepared.run_dir / "classify/0.10/config.yaml"
+    assert "lr: 0.01\n" in written.read_text()
+    done.unlink()
+    with pytest.raises(ConfigError, match="was made with other parameters"):
+        classify(tiny(classify={"optim": {"lr": 0.02}}))
+    assert "lr: 0.01\n" in written.read_text()
+    # from another folder: there is nothing to go on with
+    shutil.rmtree(prepared.run_dir / "classify/0.30")
+    with pytest.raises(CheckpointError, match="--init-from"):
+        fit(classifier_task(prepared, 0.1), prepared.hardware, tmp_path / "new", seed=0, resume=str(last))
+
+
+def test_a_stop_after_the_last_step_completes_the_run_and_stops_what_follows(prepared: Config, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "StopSignal", stopping_at(5))  # four steps
+    with pytest.raises(KeyboardInterrupt):
+        classify(prepared)
+    assert (prepared.run_dir / "classify/0.10/done.json").is_file()
+    assert not (prepared.run_dir / "classify/0.30").exists()
 
 
 def test_damaged_newest_falls_back_and_all_damaged_refuses(tiny, tmp_path: Path, caplog) -> None:
@@ -185,6 +218,63 @@ def test_segmenter_trains_on_clean_and_noisy_and_drops_held_out_images(tiny, tmp
     assert from_pretrained(last).classes == pseudo.classes
 
 
+def test_a_kill_during_an_evaluation_loses_nothing(tiny, tmp_path: Path, monkeypatch) -> None:
+    config = tiny(train={"evaluate_every": "2 steps", "holdout": 0.25})
+    prepare(config)
+    make_pseudo(config)
+
+    def evaluations(folder: Path) -> tuple[dict[int, float], str]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"]
+        best = (folder / "checkpoints" / "BEST").read_text()
+        return {line["step"]: line["heldout_miou"] for line in lines if "heldout_miou" in line}, best
+
+    whole = fit(segmenter_task(config), config.hardware, tmp_path / "whole", seed=0)
+    evaluate, calls = loop.held_out_miou, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) in (1, 3):
+            raise SystemError("killed")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "held_out_miou", killed)
+    for step in (2, 4):  # the first evaluation, then the last, after the checkpoint without optimizer state
+        with pytest.raises(SystemError):
+            fit(segmenter_task(config), config.hardware, tmp_path / "parts", seed=0)
+        last = newest_checkpoint(tmp_path / "parts" / "checkpoints")
+        assert last is not None
+        assert last.name == f"step-{step:08d}"
+        with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+            file.write('{"attempt": 0, "st')  # a line cut short
+    parts = fit(segmenter_task(config), config.hardware, tmp_path / "parts", seed=0)
+    assert weights(parts) == weights(whole)
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+    assert set(evaluations(tmp_path / "parts")[0]) == {2, 4}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_loader_worker_is_one_message(workers: int, prepared: Config, tmp_path: Path) -> None:
+    task = classifier_task(prepared, 0.1)
+    first = task.selection.index.folder / task.selection.index.shards[0].name
+    first.write_bytes(first.read_bytes()[:1000])
+    hardware = prepared.hardware.model_copy(update={"loader_workers": workers})
+    with pytest.raises(ShardError, match="found 1000 bytes, the index says") as caught:
+        fit(task, hardware, tmp_path / "a", seed=0)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [SafetensorError("no space"), RunError("disk full"), OSError(5, "I/O error")])
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    def fail(model: torch.nn.Module, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_pretrained", fail)
+    with pytest.raises(RunError, match="step-00000003: cannot be written"):
+        save_checkpoint(tmp_path, torch.nn.Linear(1, 1), None, {"step": 3}, keep_last=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_threshold_labels_and_loss_choices(tiny, tmp_path: Path) -> None:
     base = tiny()
     prepare(base)
@@ -223,3 +313,8 @@ def test_init_from_takes_weights_only(prepared: Config, tiny, tmp_path: Path) ->
     result = read_pointer(other.run_dir / "train/checkpoints/LAST")
     start, end = from_pretrained(source).state_dict(), from_pretrained(result).state_dict()
     assert not [name for name in start if not torch.allclose(start[name], end[name], atol=1e-6)]
+    with pytest.raises(CheckpointError, match=r"--init-from .*nowhere"):
+        train(other, init_from=tmp_path / "nowhere")
+    (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        train(other, init_from=source)

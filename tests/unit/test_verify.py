@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from distwsss.data import images
 from distwsss.data.shard_format import ShardRecord
+from distwsss.data.shard_index import load_index
 from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.verify import verify
+from distwsss.data.verify import verified, verify
+from distwsss.errors import ShardError
 
 CLASSES = ["background", "cat", "dog"]
 SHAPE = (8, 10)
@@ -339,3 +341,19 @@ def test_unlabelled_is_allowed(tmp_path):
     samples = [(f"k{i}", {**image_fields(), "json": json_field(labels=labels)}) for i, labels in enumerate([None, []])]
     build(tmp_path, samples)
     assert verify(tmp_path) == []
+
+
+def test_verified_names_every_damaged_shard(tmp_path):
+    records = [write_shard(tmp_path / f"images-{i:05d}.tar", [(f"k{i}", image_fields(i))]) for i in range(3)]
+    write_index(tmp_path, records, {"a": 1}, CLASSES, "images")
+    index = load_index(tmp_path)
+    assert verified(index) is index
+    (tmp_path / "images-00000.tar").unlink()
+    data = bytearray((tmp_path / "images-00002.tar").read_bytes())
+    data[600] ^= 1
+    (tmp_path / "images-00002.tar").write_bytes(bytes(data))
+    with pytest.raises(ShardError) as caught:
+        verified(index)
+    for text in ("2 problems", "images-00000.tar: missing", "images-00002.tar: sha256 differs"):
+        assert text in str(caught.value)
+    assert "images-00001" not in str(caught.value)
