@@ -37,7 +37,7 @@ def _prepare(config: Config, arguments: Arguments) -> None:
     from distwsss.data.prepare import prepare
 
     _single_process("prepare")
-    prepare(config)
+    prepare(config, arguments.on_bad)
 
 
 def _classify(config: Config, arguments: Arguments) -> None:
@@ -167,6 +167,14 @@ def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
             metavar="auto|must|never|PATH",
             help="auto: go on from the run's last checkpoint if there is one (default); must, never: insist; "
             "PATH: a checkpoint folder to start from where the run has none of its own",
+        )
+    if verb in ("run", "prepare", "seeds"):
+        parser.add_argument(
+            "--on-bad",
+            choices=("fail", "quarantine"),
+            default="fail",
+            help="fail: stop at images that cannot be used, all named (default); quarantine: leave them out, listed in "
+            "quarantine.jsonl in the run folder",
         )
     if verb in ("run", "train"):
         parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder whose weights to start from")

@@ -15,10 +15,11 @@ from distwsss.runtime.progress import track
 IGNORE = 255
 
 
-def listing_problems(listing: Listing, data: DataSection, labelled: bool, workers: int, what: str) -> list[str]:
-    """Every problem of a split as `ID: problem`, in the order of the listing; every image and mask is decoded.
+def listing_problems(listing: Listing, data: DataSection, labelled: bool, workers: int, what: str) -> list[list[str]]:
+    """What is wrong with each item of a split, in the order of the listing; every image and mask is decoded.
 
-    `labelled`: each image needs labels. `workers`: decoding threads. `what`: names the progress.
+    `labelled`: each image needs labels. `workers`: decoding threads. `what`: names the progress. The texts do not name
+    the item.
     """
     repeated = _repeated(listing.items)
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -27,8 +28,7 @@ def listing_problems(listing: Listing, data: DataSection, labelled: bool, worker
     problems = []
     for position, item in enumerate(listing.items):
         of_labels = _label_problems(item, listing.labels_from, data.allow_empty) if labelled else []
-        problems += [f"{item.name}: {text}" for text in [*item.problems, *repeated.get(position, []), *of_labels]]
-        problems += of_files[position]
+        problems.append([*item.problems, *repeated.get(position, []), *of_labels, *of_files[position]])
     return problems
 
 
@@ -62,28 +62,28 @@ def _label_problems(item: Item, labels_from: str, allow_empty: bool) -> list[str
 
 
 def _file_problems(item: Item, classes: int, max_pixels: int) -> list[str]:
-    """What is wrong with the files of one image, each text naming its id."""
+    """What is wrong with the files of one image."""
     problems: list[str] = []
     shape = None
     try:
         shape = decode_image(read_source(item.image), item.name, max_pixels).shape[:2]
     except FileNotFoundError as error:
-        problems.append(f"{item.name}: no image {error.filename}; allowed: a {', '.join(IMAGE_SUFFIXES)} file")
+        problems.append(f"no image {error.filename}; allowed: a {', '.join(IMAGE_SUFFIXES)} file")
     except (DataError, OSError) as error:
         problems.append(_described(error, item.name))
     if item.mask is not None:
         try:
-            mask = decode_mask(read_source(item.mask), f"{item.name}: mask", max_pixels)
-            problems += [f"{item.name}: mask: {text}" for text in _mask_problems(mask, shape, classes)]
+            mask = decode_mask(read_source(item.mask), item.name, max_pixels)
+            problems += [f"mask: {text}" for text in _mask_problems(mask, shape, classes)]
         except (DataError, OSError) as error:
-            problems.append(_described(error, f"{item.name}: mask"))
+            problems.append(f"mask: {_described(error, item.name)}")
     return problems
 
 
-def _described(error: DataError | OSError, where: str) -> str:
+def _described(error: DataError | OSError, name: str) -> str:
     if isinstance(error, DataError):
-        return str(error)
-    return f"{where}: {error.filename} cannot be read ({error.strerror})"
+        return str(error).removeprefix(f"{name}: ")
+    return f"{error.filename} cannot be read ({error.strerror})"
 
 
 def _mask_problems(mask: np.ndarray, shape: tuple[int, ...] | None, classes: int) -> list[str]:

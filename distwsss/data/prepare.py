@@ -1,14 +1,17 @@
 """The stage `prepare`: checks a data set as a whole, then writes its image shards. Called by `cli` and by `evaluate`.
 
-A first pass decodes every image and mask and reports all problems of both splits at once; only then is anything
-written. Masks travel as `truth.png`; their digest is kept beside the parameters, not among them, so that no fingerprint
-of a later stage depends on masks.
+A first pass decodes every image and mask and finds all problems of both splits; only then is anything written: nothing
+(`--on-bad fail`), or all but the images that have problems (`quarantine`), whose ids the index records. Masks travel as
+`truth.png`; their digest is kept beside the parameters, not among them, so that no fingerprint of a later stage depends
+on masks.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +24,59 @@ from distwsss.data.shard_format import INDEX
 from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.errors import ConfigError, DataError, report_problems
-from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, to_json
+from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, to_json, write_bytes
 from distwsss.runtime.progress import log, track
+from distwsss.runtime.storage import Folder
 
+QUARANTINED = "quarantined"
 PER_SAMPLE = 4096  # bytes of tar headers, padding, JSON and index, at most
 
 
 @dataclass(frozen=True)
 class _Split:
-    """One split on its way into image shards."""
+    """One split on its way into image shards. `reasons`: per item of the listing, why it is left out, if it is."""
 
     name: str
     listing: Listing
-    folder: Path
+    folder: Folder
     labelled: bool  # labels are required
+    reasons: list[list[str]]
+
+    @property
+    def items(self) -> list[Item]:
+        """Those that are written."""
+        return [item for item, why in zip(self.listing.items, self.reasons, strict=True) if not why]
+
+    @property
+    def bad(self) -> list[tuple[str, list[str]]]:
+        return [(item.name, why) for item, why in zip(self.listing.items, self.reasons, strict=True) if why]
 
 
-def prepare(config: Config) -> None:
+def _split(name: str, listing: Listing, folder: Folder, labelled: bool) -> _Split:
+    return _Split(name, listing, folder, labelled, [[] for _ in listing.items])
+
+
+def prepare(config: Config, on_bad: str = "fail") -> None:
     """Image shards of the train split and, where there is one, of the val split, under shard_dir/images.
 
-    Raises DataError with every problem of the data, and ConfigError when the shards were made from other data, masks or
-    parameters.
+    `on_bad`: an image with a problem ends the stage (`fail`), or is left out and listed in
+    run_dir/prepare/quarantine.jsonl, a line {id, split, reasons} each (`quarantine`).
+    Raises DataError with every problem of the data, or where a split has no good image, and ConfigError when the shards
+    were made from other data, masks or parameters, or with images left out and now `fail`.
     """
     splits = []
     for role, name in (("train", config.data.train_split), ("val", config.data.val_split)):
         listing = DATASETS[config.data.dataset](config.data, name)
         if listing.items:
-            splits.append(_Split(name, listing, images_dir(config, role), labelled=role == "train"))
+            splits.append(_split(name, listing, images_dir(config, role), labelled=role == "train"))
         elif role == "train":
             raise DataError(_empty(name, listing))
         else:
             log.info(f"prepare: {_empty(name, listing)}; skipped")
-    _prepare(config, splits)
+    _prepare(config, splits, on_bad)
 
 
-def prepare_split(config: Config, split: str, folder: Path | Callable[[str], Path]) -> Path:
+def prepare_split(config: Config, split: str, folder: Folder | Callable[[str], Folder]) -> Folder:
     """Image shards of any split of `config.data`, labels not required, in `folder`; returns that folder.
 
     `folder` may be a function of the content's digest, which gives each content a folder of its own.
@@ -63,9 +84,9 @@ def prepare_split(config: Config, split: str, folder: Path | Callable[[str], Pat
     listing = DATASETS[config.data.dataset](config.data, split)
     if not listing.items:
         raise DataError(_empty(split, listing))
-    if not isinstance(folder, Path):
-        folder = folder(fingerprint([_parameters(config, split, listing), _truth_digest(listing)]))
-    _prepare(config, [_Split(split, listing, folder, labelled=False)])
+    if callable(folder):
+        folder = folder(fingerprint([_parameters(config, split, listing, []), _truth_digest(listing.items)]))
+    _prepare(config, [_split(split, listing, folder, labelled=False)], "fail")
     return folder
 
 
@@ -73,53 +94,95 @@ def _empty(name: str, listing: Listing) -> str:
     return f"split `{name}` has no images (looked in {listing.where})"
 
 
-def _prepare(config: Config, splits: list[_Split]) -> None:
-    pending = [split for split in splits if not _is_complete(config, split)]
-    problems = [f"{split.name}: {problem}" for split in pending for problem in _check(config, split)]
-    if problems:
-        raise DataError(report_problems("The data cannot be used; nothing was written", problems))
+def _prepare(config: Config, splits: list[_Split], on_bad: str) -> None:
+    pending = [_checked(config, split) for split in splits if not _is_complete(config, split, on_bad)]
+    if on_bad == "quarantine":
+        _quarantine(config, pending)
+    elif any(split.bad for split in pending):
+        raise DataError(report_problems("The data cannot be used; nothing was written", _problems(pending)))
     for split in pending:
-        free_space_check(split.folder, sum(map(_bytes_needed, split.listing.items)), f"prepare, split {split.name}")
+        free_space_check(split.folder, sum(map(_bytes_needed, split.items)), f"prepare, split {split.name}")
     for split in pending:
         _write(config, split)
+    if on_bad == "quarantine":
+        for split in splits:
+            _print_counts(split)
 
 
-def _check(config: Config, split: _Split) -> list[str]:
+def _checked(config: Config, split: _Split) -> _Split:
     what = f"prepare: checking {split.name}"
-    return listing_problems(split.listing, config.data, split.labelled, config.hardware.workers, what)
+    found = listing_problems(split.listing, config.data, split.labelled, config.hardware.workers, what)
+    return replace(split, reasons=found)
 
 
-def _parameters(config: Config, split: str, listing: Listing) -> dict[str, Any]:
-    """What the index records and its fingerprint covers; without masks."""
+def _problems(splits: list[_Split]) -> list[str]:
+    return [f"{split.name}: {name}: {text}" for split in splits for name, why in split.bad for text in why]
+
+
+def _quarantine(config: Config, pending: list[_Split]) -> None:
+    """Write down what is left out, before any shard is. Raises DataError for a split with no good image."""
+    for split in pending:
+        if not split.items:
+            title = f"split `{split.name}`: none of {len(split.reasons)} images can be used; nothing was written"
+            raise DataError(report_problems(title, _problems([split])))
+    path = config.run_dir / "prepare" / "quarantine.jsonl"
+    anew = {split.name for split in pending}
+    old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = [line for line in old if json.loads(line)["split"] not in anew]  # of splits that are complete
+    for split in pending:
+        for name, why in split.bad:
+            lines.append(json.dumps({"id": name, "split": split.name, "reasons": why}, ensure_ascii=False))
+    if lines or old:
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _print_counts(split: _Split) -> None:
+    index = load_index(split.folder, "images")
+    left_out = len(index.parameters.get(QUARANTINED, []))
+    log.info(f"prepare: {split.name}: {len(split.reasons)} in = {len(index)} out + {left_out} quarantined")
+
+
+def _parameters(config: Config, split: str, listing: Listing, quarantined: list[str]) -> dict[str, Any]:
+    """What the index records and its fingerprint covers; without masks. The content is that of the whole listing."""
     data = {key: value for key, value in config.data.parameters().items() if key != "masks"}
-    content = [[item.name, item.labels, _size(item.image)] for item in _by_name(listing)]
-    return {
+    content = [[item.name, item.labels, _size(item.image)] for item in _by_name(listing.items)]
+    parameters = {
         "data": data,
         "prepare": config.prepare.parameters(),
         "split": split,
         "classes": listing.classes,
         "content": fingerprint(content),
     }
+    return {**parameters, QUARANTINED: sorted(quarantined)} if quarantined else parameters
 
 
-def _truth_digest(listing: Listing) -> str | None:
+def _truth_digest(items: list[Item]) -> str | None:
     """Digest of all masks' bytes; None without masks."""
-    masks = [[item.name, sha256_bytes(read_source(item.mask))] for item in _by_name(listing) if item.mask is not None]
+    masks = [[item.name, sha256_bytes(read_source(item.mask))] for item in _by_name(items) if item.mask is not None]
     return fingerprint(masks) if masks else None
 
 
-def _by_name(listing: Listing) -> list[Item]:
-    return sorted(listing.items, key=lambda item: item.name)
+def _by_name(items: list[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: item.name)
 
 
-def _is_complete(config: Config, split: _Split) -> bool:
-    """Whether the folder holds these shards. Raises ConfigError when it holds those of other parameters or masks."""
+def _is_complete(config: Config, split: _Split, on_bad: str) -> bool:
+    """Whether the folder holds these shards. Raises ConfigError when it holds those of other parameters or masks.
+
+    The same content has the same bad images, so nothing is decoded again: those recorded are taken as left out.
+    """
     if not (split.folder / INDEX).is_file():
         return False
     index = load_index(split.folder, "images")
-    what = f"prepare: {split.folder}"
-    check_same(index.parameters, _parameters(config, split.name, split.listing), what)
-    if index.extra.get("truth") != _truth_digest(split.listing):
+    what, left_out = f"prepare: {split.folder}", index.parameters.get(QUARANTINED, [])
+    check_same(index.parameters, _parameters(config, split.name, split.listing, left_out), what)
+    if left_out and on_bad == "fail":
+        some = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
+        raise ConfigError(
+            f"{what} was made without {len(left_out)} bad images ({some}), by --on-bad quarantine. Give it again, or "
+            "repair the images and delete that folder to make it anew."
+        )
+    if index.extra.get("truth") != _truth_digest(_without(split.listing.items, left_out)):
         raise ConfigError(
             f"{what} was made with other masks: they changed, came or went since. Restore them, choose another `name` "
             "(or `paths`), or delete that folder to make it anew."
@@ -128,20 +191,30 @@ def _is_complete(config: Config, split: _Split) -> bool:
     return True
 
 
+def _without(items: list[Item], names: list[str]) -> list[Item]:
+    """The items but those named; of an id that stands twice the last ones go, as `listing_problems` blames those."""
+    left_out, kept = Counter(names), []
+    for item in reversed(items):
+        if left_out[item.name]:
+            left_out[item.name] -= 1
+        else:
+            kept.append(item)
+    return kept
+
+
 def _write(config: Config, split: _Split) -> None:
     """Shards in the order of the keys' sha256, which mixes the classes and does not depend on the listing's order."""
     for stale in [*split.folder.glob("images-*.tar"), *split.folder.glob(".*.tmp")]:  # of an interrupted attempt
         stale.unlink()
-    items = sorted(split.listing.items, key=lambda item: sha256_bytes(item_key(item).encode()))
+    items = sorted(split.items, key=lambda item: sha256_bytes(item_key(item).encode()))
     size = config.prepare.shard_size
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     records = []
     for number, chunk in enumerate(track(chunks, len(chunks), f"prepare: writing {split.name}", unit="shard")):
         samples = ((item_key(item), _sample(item, config.data.max_pixels)) for item in chunk)
         records.append(write_shard(split.folder / f"images-{number:05d}.tar", samples))
-    truth = _truth_digest(split.listing)
-    extra = {"labels_from": split.listing.labels_from, "truth": truth}
-    parameters = _parameters(config, split.name, split.listing)
+    extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items)}
+    parameters = _parameters(config, split.name, split.listing, [name for name, _ in split.bad])
     write_index(split.folder, records, parameters, split.listing.classes, "images", extra)
 
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distwsss.config.schema import Config
 from distwsss.data.shard_format import FORMAT, INDEX, INDEX_DIGEST, MADE_BY, ShardRecord, digest_line
 from distwsss.errors import ShardError
 from distwsss.runtime.artifacts import fingerprint
+from distwsss.runtime.storage import Folder
 
 _OWN = ("format", "kind", "classes", "parameters", "fingerprint", "shards")
 
 
-def images_dir(config: Config, split: str) -> Path:
+def images_dir(config: Config, split: str) -> Folder:
     """Image shards of `train` or `val`."""
     return config.shard_dir / "images" / split
 
 
-def seeds_dir(config: Config) -> Path:
+def seeds_dir(config: Config) -> Folder:
     return config.shard_dir / "seeds"
 
 
-def pseudo_dir(config: Config) -> Path:
+def pseudo_dir(config: Config) -> Folder:
     return config.shard_dir / "pseudo"
 
 
@@ -33,7 +33,7 @@ def pseudo_dir(config: Config) -> Path:
 class ShardIndex:
     """`index.json` of `folder`. `classes` includes background as entry 0; `extra`: what its stage added."""
 
-    folder: Path
+    folder: Folder
     kind: str
     classes: list[str]
     parameters: dict[str, Any]
@@ -76,7 +76,7 @@ class Selection:
         return [self.index.key(s, i) for s, positions in enumerate(self.positions) for i in positions]
 
 
-def _read_checked(folder: Path, kind: str | None) -> Any:
+def _read_checked(folder: Folder, kind: str | None) -> Any:
     """index.json parsed, after its bytes are compared with index.json.sha256."""
     path, again = folder / INDEX, MADE_BY.get(kind or "", "the stage that writes it")
     try:
@@ -110,7 +110,7 @@ def _check_index(value: Any, kind: str | None) -> None:
         raise ValueError("`shards` is not a list")
 
 
-def load_index(folder: Path, kind: str | None = None) -> ShardIndex:
+def load_index(folder: Folder, kind: str | None = None) -> ShardIndex:
     """The index of `folder`, checked against its sha256; with `kind` (`images`, `seeds`, `pseudo`) only of that kind.
 
     Raises ShardError when it is missing, damaged, of another format or kind, or names a key twice.

@@ -372,6 +372,112 @@ def test_shapes_are_prepared(tmp_path: Path) -> None:
         assert set(np.unique(truth).tolist()) - {0, 255} == set(about["labels"])
 
 
+def bad_tree(root: Path) -> Path:
+    """Ten pictures, of which four have problems (one of them two), one of those in the val split."""
+    tree(root)
+    (root / "images/p1.jpg").write_bytes(b"no picture")  # val
+    (root / "images/p3.jpg").unlink()
+    save_mask(root / "masks/p4.png", np.full((8, 6), 9))
+    (root / "tags.csv").write_text((root / "tags.csv").read_text().replace("p5,dog", "p5,wolf"))
+    (root / "classes.txt").write_text("background\ncat\ndog\n")
+    return root
+
+
+def lines(settings: Config) -> list[dict[str, Any]]:
+    path = settings.run_dir / "prepare/quarantine.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def with_run(root: Path, folder: Path, **data: Any) -> Config:
+    settings = config(root, folder / "shards", **data)
+    return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run": str(folder / "run")})})
+
+
+def test_bad_images_are_left_out_and_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
+    settings = with_run(bad_tree(tmp_path / "data"), tmp_path)
+    with caplog.at_level(logging.INFO, "distwsss"):
+        prepare(settings, "quarantine")
+    assert "prepare: train: 8 in = 5 out + 3 quarantined" in caplog.text
+    assert "prepare: val: 2 in = 1 out + 1 quarantined" in caplog.text
+    assert verify(settings.shard_dir) == []
+    train, val = (load_index(images_dir(settings, split), "images") for split in ("train", "val"))
+    assert sorted(train.all().keys()) == ["p2", "p6", "p7", "p8", "p9"]
+    assert val.all().keys() == ["p0"]
+    assert train.parameters["quarantined"] == ["p3", "p4.jpg", "p5.jpg"]
+    assert val.parameters["quarantined"] == ["p1.jpg"]
+    found = {line["id"]: line for line in lines(settings)}
+    assert {name: (line["split"], len(line["reasons"])) for name, line in found.items()} == {
+        "p3": ("train", 1), "p4.jpg": ("train", 2), "p5.jpg": ("train", 1), "p1.jpg": ("val", 1),
+    }  # fmt: skip
+    assert len(lines(settings)) == 4
+    assert "no image" in found["p3"]["reasons"][0]
+    assert found["p4.jpg"]["reasons"][0].startswith("mask: found 6 x 8 pixels")
+    assert found["p1.jpg"]["reasons"][0].startswith("found b'no picture'")
+    assert all(name not in reason for name, line in found.items() for reason in line["reasons"] if name != "p3")
+
+
+def test_the_same_quarantine_is_complete_and_anything_else_is_refused(tmp_path: Path) -> None:
+    root = bad_tree(tmp_path / "data")
+    settings = with_run(root, tmp_path)
+    prepare(settings, "quarantine")
+    before, listed = snapshot(settings.shard_dir), lines(settings)
+    prepare(settings, "quarantine")
+    assert (before, listed) == (snapshot(settings.shard_dir), lines(settings))
+    with pytest.raises(ConfigError, match=r"made without 3 bad images .*p5\.jpg.*--on-bad quarantine"):
+        prepare(settings)
+    (root / "images/p7.jpg").write_bytes(b"bad too")
+    with pytest.raises(ConfigError, match="content: was"):
+        prepare(settings, "quarantine")
+    assert before == snapshot(settings.shard_dir)
+
+
+def test_quarantine_of_good_data_changes_nothing(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data")
+    plain, other = with_run(root, tmp_path / "plain"), with_run(root, tmp_path / "other")
+    prepare(plain)
+    prepare(other, "quarantine")
+    assert snapshot(plain.shard_dir) == snapshot(other.shard_dir)
+    assert not (other.run_dir / "prepare").exists()
+    prepare(other)
+
+
+def test_a_repeated_id_is_written_once_and_quarantined_once(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data")
+    (root / "train.txt").write_text("p3\np4\np4.jpg\n")
+    settings = with_run(root, tmp_path)
+    prepare(settings, "quarantine")
+    assert sorted(load_index(images_dir(settings, "train")).all().keys()) == ["p3", "p4"]
+    assert [line["id"] for line in lines(settings)] == ["p4.jpg"]
+    prepare(settings, "quarantine")
+
+
+def test_a_split_of_bad_images_alone_and_a_data_set_that_cannot_be_read_still_fail(tmp_path: Path) -> None:
+    root = bad_tree(tmp_path / "data")
+    (root / "images/p0.jpg").write_bytes(b"")
+    settings = with_run(root, tmp_path)
+    with pytest.raises(DataError, match="split `val`: none of 2 images can be used") as caught:
+        prepare(settings, "quarantine")
+    assert "val: p1.jpg: found b'no picture'" in str(caught.value)
+    assert not settings.shard_dir.exists()
+    assert not settings.run_dir.exists()
+    (root / "tags.csv").write_text("nothing\n")
+    with pytest.raises(DataError, match="found header"):
+        prepare(settings, "quarantine")
+
+
+def test_an_interrupted_quarantine_keeps_the_lines_of_the_complete_split(tmp_path: Path) -> None:
+    settings = with_run(bad_tree(tmp_path / "data"), tmp_path)
+    prepare(settings, "quarantine")
+    before, listed = snapshot(tmp_path), lines(settings)
+    (images_dir(settings, "val") / "index.json").unlink()
+    prepare(settings, "quarantine")
+    assert lines(settings) == listed
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.skipif(not VOC_MINI.is_dir(), reason="voc_mini is not here (DISTWSSS_DATA)")
 def test_voc_mini_is_prepared(tmp_path: Path) -> None:
     settings = config(VOC_MINI, tmp_path / "shards", "voc", shard_size=64)
