@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +25,11 @@ from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.evaluate.postprocess import bounded_pool
+from distwsss.models.export import from_pretrained
 from distwsss.runtime.progress import setup_logging, track
-from distwsss.seeds.generate import SeedTask, classifier_folders, image_cams, refine_cams
+from distwsss.seeds.cam import compute_cam
+from distwsss.seeds.chunk import refine_cams
+from distwsss.seeds.generate import classifier_folders
 from distwsss.seeds.vote import vote
 
 SETTINGS = [f"softmax:{alpha:g}" for alpha in (0.25, 0.5, 1, 2, 4, 8, 16)]
@@ -36,22 +42,37 @@ class Place:
     position: int
 
 
-def score_image(config: Config, task: SeedTask, settings: list[str], place: Place) -> np.ndarray:
+@lru_cache(maxsize=8)
+def _classifier(folder: Path, output_stride: int | None) -> Any:
+    return from_pretrained(folder, "cpu", output_stride)
+
+
+def voting_cams(config: Config, folders: list[Path], image: np.ndarray, labels: list[int]) -> list[np.ndarray]:
+    """The CAM of each voting seed, float16[L,h,w]."""
+    section, cams = config.seeds, []
+    for name in config.voting_seeds():
+        p, scale = divmod(config.seed_names().index(name), len(section.scales))
+        model = _classifier(folders[p], section.output_stride)
+        scales = (section.scales[scale], section.base_size, section.cam_scales)
+        cams.append(compute_cam(model, image, labels, *scales))
+    return cams
+
+
+def score_image(config: Config, folders: list[Path], settings: list[str], place: Place) -> np.ndarray:
     """Confusion matrices of the vote, of its unanimous pixels and of each voter: int64[settings,2+m,K,K+1]."""
     torch.set_num_threads(1)
     index = load_index(images_dir(config, "train"), "images")
     members = read_fields(index, place.shard, place.position, ["jpg", "json"])
     image, labels = decode_image(members["jpg"], "image"), json.loads(members["json"])["labels"]
     truth = read_truth(index, place.shard, place.position)
-    voters = [config.seed_names().index(name) for name in config.voting_seeds()]
-    cams = image_cams(image, labels, task)[voters]
+    cams = voting_cams(config, folders, image, labels)
     found = []
     for setting in settings:
         normalise, alpha = setting.split(":")
-        section = task.section.model_copy(update={"alpha": float(alpha), "normalise": normalise})
+        section = config.seeds.model_copy(update={"alpha": float(alpha), "normalise": normalise})
         seeds = refine_cams(image, labels, cams, section)
         voted, votes = vote(seeds)
-        agreed = np.where(votes == len(voters), truth, 255)
+        agreed = np.where(votes == len(seeds), truth, 255)
         matrices = []
         for prediction, target in [(voted, truth), (voted, agreed), *((seed, truth) for seed in seeds)]:
             confusion = ConfusionMatrix(len(index.classes))
@@ -78,11 +99,11 @@ def main() -> None:
     index = load_index(images_dir(config, "train"), "images")
     tuning = tuning_keys(config, index)
     places = [Place(s, i) for s, ids in enumerate(index.select(tuning.__contains__).positions) for i in ids]
-    task = SeedTask(index.folder, 0, index.folder, tuple(classifier_folders(config)), config.seeds, "cpu")
+    folders = classifier_folders(config)
     totals: list[np.ndarray] = []
     with bounded_pool(config.hardware.workers) as submit:
         for place in track(places, len(places), "sweep"):
-            submit(totals.append, score_image, config, task, arguments.settings, place)
+            submit(totals.append, score_image, config, folders, arguments.settings, place)
     total = np.sum(totals, axis=0)
     print(f"{len(places)} tuning images; mIoU of the vote of {len(config.voting_seeds())} seeds, of its unanimous")
     print("pixels, the coverage of these, and the best single seed")

@@ -45,10 +45,10 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
 
 
-def step_bar(start: int, total: int, what: str) -> tqdm:
+def step_bar(start: int, total: int, what: str, unit: str = "step") -> tqdm:
     """range(start, total) behind a bar on a terminal; elsewhere `disable` is set and the caller logs lines."""
     steps = range(start, total)
-    return tqdm(steps, initial=start, total=total, desc=what, unit="step", leave=False, disable=not _on_terminal())
+    return tqdm(steps, initial=start, total=total, desc=what, unit=unit, leave=False, disable=not _on_terminal())
 
 
 def track(items: Iterable[Item], total: int, what: str, unit: str = "image", every: float = 20.0) -> Iterator[Item]:

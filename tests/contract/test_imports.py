@@ -16,7 +16,7 @@ LAYERS = [
     {"losses", "models", "seeds.cam", "seeds.crf", "seeds.vote", "seeds.select", "seeds", "evaluate.miou", "evaluate"},
     {"data"},
     {"evaluate.*"},
-    {"seeds.generate", "train"},
+    {"seeds.generate", "seeds.chunk", "seeds.on_ray", "seeds.progress", "train"},
     {"report"},
     {"cli"},
 ]

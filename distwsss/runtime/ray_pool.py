@@ -1,0 +1,400 @@
+"""Ray: the only file that imports it. Runs chunks of work on actors, here or on a cluster. Called by `seeds.generate`
+and `train.stages`; takes plain functions and imports no torch.
+
+A chunk has parts, done by the first step's function on one kind of actor, and an end, done by the last step's on
+another kind from the parts' results, which stay in Ray's object store until then. Actors hold no state that matters:
+one that dies (killed, out of memory, its node lost) is replaced and its work tried again, at most `attempts` times.
+Ray's own retries are off: it would retry a process that runs out of memory for ever.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distwsss.config.schema import RaySection
+from distwsss.errors import ConfigError, LaunchError, RunError
+from distwsss.runtime.progress import log
+from distwsss.runtime.stop import sigterm_interrupts
+
+ANSWER_SECONDS = 120.0  # a ray.get of what is ready already, or an answer from Ray itself
+START_SECONDS = 300.0  # a process that is placed and imports our code
+
+
+@dataclass(frozen=True)
+class Part:
+    """`label` is what the dashboard shows; parts with the same `prefers` go to the same actor where possible."""
+
+    label: str
+    task: Any
+    prefers: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`name` is for messages; the end's function gets `task` and the list of the parts' results."""
+
+    name: str
+    task: Any
+    parts: tuple[Part, ...] = ()
+    label: str = "end"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is done, by how many actors, and the share of its node that each takes."""
+
+    function: Callable[..., Any]
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass
+class Load:
+    """What the actors are doing and did, for progress and the record of the run."""
+
+    parts_waiting: int = 0
+    chunks_in_flight: int = 0
+    replaced: int = 0
+    by_node: dict[str, int] = field(default_factory=dict)  # jobs done
+
+
+@dataclass
+class Done:
+    """How a job ended: small, so that asking costs nothing whatever the size of its result."""
+
+    node: str
+    error: Exception | None = None
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("ray") is not None
+
+
+@contextmanager
+def connect(section: RaySection, cpus: int) -> Iterator[None]:
+    """A Ray cluster while the block runs: the one RAY_ADDRESS names, else one of `cpus` CPUs on this machine, bound to
+    127.0.0.1, without dashboard and without authentication (nothing of it can be reached from elsewhere).
+
+    Raises ConfigError without Ray, LaunchError when there is no connection.
+    """
+    if not installed():
+        hint = "run `pip install 'distwsss[ray]'`, or use --executor local"
+        raise ConfigError(f"executor ray: Ray is not installed; {hint}")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # said before Ray is imported, which reads it once: otherwise it writes ~/.ray/auth_token
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: listen on 127.0.0.1 only
+    import ray
+
+    try:
+        ray.init(**_options(section, address, cpus))
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, AuthenticationError, ...
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise LaunchError(f"{where}: no connection ({type(error).__name__}: {error}); see docs/cluster.md") from error
+    try:
+        with sigterm_interrupts():  # ray.init sets a handler of its own
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _options(section: RaySection, address: str | None, cpus: int) -> dict[str, Any]:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        return {"address": address, **quiet}
+    options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, **quiet}
+    if section.object_store_mb:
+        options["object_store_memory"] = section.object_store_mb << 20
+    for key, folder in (("_temp_dir", section.temp_dir), ("object_spilling_directory", section.spill_dir)):
+        if folder:
+            options[key] = str(Path(folder).resolve())
+    return options
+
+
+def is_cluster() -> bool:
+    """Whether workers may lie on other machines than the driver."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def check_on_every_node(function: Callable[[Any], Any], argument: Any) -> dict[str, Any]:
+    """`function(argument)` on every living node: node address -> its answer. Raises LaunchError where a node does not
+    answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    calls = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+            calls[name] = remote.options(name="check", scheduling_strategy=strategy).remote(argument)
+    answers = {}
+    for name, call in calls.items():
+        try:
+            answers[name] = ray.get(call, timeout=START_SECONDS)
+        except ray.exceptions.RayError as error:
+            raise LaunchError(f"Ray node {name}: did not answer ({_reason(error)}); see docs/cluster.md") from error
+    return answers
+
+
+def resources() -> tuple[float, float]:
+    """CPUs and GPUs of the connected cluster."""
+    import ray
+
+    found = ray.cluster_resources()
+    return found.get("CPU", 1.0), found.get("GPU", 0.0)
+
+
+class _Worker:
+    """Runs what it is sent, in a process of its own. `_Pool` makes actors of it."""
+
+    def call(self, function: Callable[..., Any], task: Any, results: tuple[Any, ...] | None) -> tuple[Done, Any]:
+        return _call(function, task, results)
+
+    def call_with(self, function: Callable[..., Any], task: Any, *results: Any) -> tuple[Done, Any]:
+        """References among the arguments arrive as values, but not inside a list: hence the star."""
+        return _call(function, task, results)
+
+
+def _call(function: Callable[..., Any], task: Any, results: tuple[Any, ...] | None) -> tuple[Done, Any]:
+    import ray
+
+    node = str(ray.get_runtime_context().get_node_id())
+    try:
+        return Done(node), function(task) if results is None else function(task, list(results))
+    except Exception as error:
+        logging.getLogger(__name__).error(traceback.format_exc())  # to the worker's log file
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold arrays
+        return Done(node, error), None
+
+
+@dataclass(eq=False)
+class _State:
+    """A chunk in flight: references to its parts' results."""
+
+    chunk: Chunk
+    results: list[Any]
+
+
+@dataclass(eq=False)
+class _Job:
+    """One call: part `number` of a chunk, or its end (None)."""
+
+    state: _State
+    number: int | None
+    attempts: int = 0
+    issued: float = 0.0
+
+    @property
+    def part(self) -> Part | None:
+        return None if self.number is None else self.state.chunk.parts[self.number]
+
+    @property
+    def label(self) -> str:
+        return self.part.label if self.part else self.state.chunk.label
+
+    @property
+    def prefers(self) -> str:
+        return self.part.prefers if self.part else ""
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    prefers: str = ""
+
+
+class _Pool:
+    """The actors of one step, and the jobs that wait for one."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.idle = [self._start() for _ in range(step.actors)]
+        self.queue: list[_Job] = []
+
+    def _start(self) -> _Actor:
+        import ray
+
+        options = {"num_cpus": self.step.cpus, "num_gpus": self.step.gpus, "max_restarts": 0, "max_task_retries": 0}
+        return _Actor(ray.remote(_Worker).options(**options).remote())
+
+    def next(self) -> tuple[_Job, _Actor]:
+        """A job of the earliest chunk, and an idle actor: a pair that did such a part before, where there is one."""
+        jobs = [job for job in self.queue if job.state is self.queue[0].state]
+        pairs = [(job, actor) for job in jobs for actor in self.idle]
+        job, actor = min(pairs, key=lambda pair: (pair[0].prefers != pair[1].prefers, pair[1].prefers != ""))
+        self.queue.remove(job)
+        self.idle.remove(actor)
+        actor.prefers = job.prefers
+        return job, actor
+
+    def replace(self, actor: _Actor) -> None:
+        _kill(actor)
+        self.idle.append(self._start())
+
+
+def _kill(actor: _Actor) -> None:
+    import ray
+
+    with suppress(Exception):  # it is dead already, most times
+        ray.kill(actor.handle)
+
+
+class _Loop:
+    """Issues jobs and collects what they did. Chunks start in order and at most `window` are in flight, so that a
+    straggler delays its own chunk only, and what lies in the object store stays bounded."""
+
+    def __init__(self, chunks: Sequence[Chunk], steps: Sequence[Step], section: RaySection, load: Load) -> None:
+        self.waiting, self.section, self.load = deque(chunks), section, load
+        self.pools = [_Pool(step) for step in steps]
+        parts = max((len(chunk.parts) for chunk in chunks), default=0)
+        self.window = 2 * steps[-1].actors + (-(-steps[0].actors // parts) if parts else 0)
+        self.running: dict[Any, tuple[_Job, _Actor, _Pool, Any]] = {}
+
+    def busy(self) -> bool:
+        return bool(self.waiting or self.load.chunks_in_flight)
+
+    def fill(self) -> None:
+        """Chunks into flight, then jobs to idle actors, the earliest chunk's first."""
+        while self.waiting and self.load.chunks_in_flight < self.window:
+            chunk = self.waiting.popleft()
+            self.load.chunks_in_flight += 1
+            self._queue(_State(chunk, [None] * len(chunk.parts)))
+        for pool in self.pools:
+            while pool.queue and pool.idle:
+                self._issue(pool, *pool.next())
+        self.load.parts_waiting = len(self.pools[0].queue)
+
+    def _queue(self, state: _State, attempts: int = 0) -> None:
+        """What of the chunk can be done now: parts without a result, else its end."""
+        missing = [number for number, result in enumerate(state.results) if result is None]
+        if missing:
+            self.pools[0].queue += [_Job(state, number, attempts) for number in missing]
+        else:
+            self.pools[-1].queue.append(_Job(state, None, attempts))
+
+    def _issue(self, pool: _Pool, job: _Job, actor: _Actor) -> None:
+        function, chunk = pool.step.function, job.state.chunk
+        job.issued, job.attempts = time.monotonic(), job.attempts + 1
+        options = {"name": job.label, "num_returns": 2}
+        if job.part:
+            call = actor.handle.call.options(**options).remote(function, job.part.task, None)
+        else:
+            call = actor.handle.call_with.options(**options).remote(function, chunk.task, *job.state.results)
+        done, value = call
+        self.running[done] = (job, actor, pool, value)
+
+    def collect(self) -> Iterator[tuple[Chunk, Part | None, Any]]:
+        """Waits for the next job to end. Yields (chunk, part, None) for a part, (chunk, None, result) for a chunk."""
+        import ray
+
+        ended, _ = ray.wait(list(self.running), num_returns=1, timeout=1.0)
+        for call in ended:
+            job, actor, pool, value = self.running.pop(call)
+            try:
+                done = ray.get(call, timeout=ANSWER_SECONDS)
+                if done.error is None and not job.part:
+                    result = ray.get(value, timeout=ANSWER_SECONDS)
+            except ray.exceptions.RayError as error:
+                self._failed(job, actor, pool, error)
+                continue
+            if done.error is not None:
+                if not _is_memory(done.error):
+                    raise done.error
+                self._failed(job, actor, pool, done.error)
+                continue
+            pool.idle.append(actor)
+            self.load.by_node[done.node] = self.load.by_node.get(done.node, 0) + 1
+            if job.number is None:
+                self.load.chunks_in_flight -= 1
+                yield job.state.chunk, None, result
+                continue
+            job.state.results[job.number] = value
+            if all(found is not None for found in job.state.results):
+                self._queue(job.state)
+            yield job.state.chunk, job.part, None
+        self._expire()
+
+    def _expire(self) -> None:
+        """Jobs that take too long: of a process that hangs, or that no node has room for."""
+        minutes = self.section.item_minutes
+        for call, (job, actor, pool, _) in list(self.running.items()):
+            if time.monotonic() - job.issued > 60 * minutes:
+                del self.running[call]
+                self._failed(job, actor, pool, TimeoutError(f"no answer after {minutes:g} minutes"))
+
+    def _failed(self, job: _Job, actor: _Actor, pool: _Pool, error: Exception) -> None:
+        """The actor is replaced and the job tried again, unless its budget is spent."""
+        pool.replace(actor)
+        self.load.replaced += 1
+        what, reason = f"{job.label} of {job.state.chunk.name}", _reason(error)
+        if job.attempts >= self.section.attempts:
+            raise RunError(
+                f"{what}: failed {job.attempts} times (hardware.ray.attempts), at last: {reason}. Finished shards are "
+                "kept: run the same command to go on"
+                + ("; with less memory a worker: fewer of them, or smaller shards" if _is_memory(error) else "")
+            )
+        log.warning(f"{what}: attempt {job.attempts} failed ({reason}); trying again")
+        if _is_lost(error):  # a node took results of parts with it
+            job.state.results = [None] * len(job.state.results)
+            self._queue(job.state, job.attempts)
+        else:
+            pool.queue.insert(0, job)
+
+    def close(self) -> None:
+        for actor in [actor for pool in self.pools for actor in pool.idle] + [run[1] for run in self.running.values()]:
+            _kill(actor)
+
+
+def run_chunks(
+    chunks: Sequence[Chunk], steps: Sequence[Step], section: RaySection, load: Load
+) -> Iterator[tuple[Chunk, Part | None, Any]]:
+    """Every chunk's parts by the first step's actors, then its end by the last step's, on the connected cluster.
+
+    Yields (chunk, part, None) as parts end and (chunk, None, result) as chunks end. An exception that a function raises
+    is raised here; one that says memory ran out, and the death of a process, cost an attempt. Raises RunError when the
+    attempts of a job are spent. All actors end with the iteration.
+    """
+    loop = _Loop(chunks, steps, section, load)
+    try:
+        while loop.busy():
+            loop.fill()
+            yield from loop.collect()
+    finally:
+        loop.close()
+
+
+def _is_memory(error: BaseException) -> bool:
+    import ray
+
+    if isinstance(error, MemoryError | ray.exceptions.OutOfMemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, ray.exceptions.RayError) and "memory" in str(error).lower()
+
+
+def _is_lost(error: BaseException) -> bool:
+    import ray
+
+    lost = ray.exceptions.ObjectLostError | ray.exceptions.ObjectFetchTimedOutError
+    return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
+
+
+def _reason(error: BaseException) -> str:
+    if _is_memory(error):
+        return f"out of memory ({type(error).__name__})"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
