@@ -21,6 +21,7 @@ from distwsss.errors import ConfigError, DistwsssError, LaunchError, ShardError,
 from distwsss.runtime.progress import log, setup_logging
 from distwsss.runtime.run_folder import open_run, record_exit
 from distwsss.runtime.stop import sigterm_interrupts
+from distwsss.runtime.storage import folder_at
 
 Arguments = argparse.Namespace
 
@@ -202,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_config(subparser)
         _add_options(verb, subparser)
     verify = verbs.add_parser("verify", help="check shards byte for byte", description="Check shards byte for byte.")
-    path_help = "a shard folder, or a folder of such folders (default: the shards of --config)"
+    path_help = "a shard folder, or a folder or URL of such folders (default: the shards of --config)"
     verify.add_argument("path", nargs="?", metavar="PATH", help=path_help)
     _add_config(verify, required=False)
     config = verbs.add_parser("config", help="print or check a configuration")
@@ -220,7 +221,7 @@ def _verify(arguments: Arguments) -> None:
         raise ConfigError(
             f"found {found}; allowed: one of them, a shard folder or a configuration whose shards to check"
         )
-    path = Path(arguments.path) if arguments.path else _load(arguments).shard_dir
+    path = folder_at(arguments.path) if arguments.path else _load(arguments).shard_dir
     problems = verify(path)
     if problems:
         raise ShardError(report_problems(f"{path}: damaged", problems))

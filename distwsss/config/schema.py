@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from distwsss.runtime.storage import Folder, Scratch, folder_at
+
 NEUTRAL: dict[str, Any] = {"neutral": True}
 DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
 
@@ -116,7 +118,14 @@ class PathsSection(Section):
     """Where results go. Left out of fingerprints."""
 
     run: str | None = Field(None, description="run folder; default runs/NAME")
-    shards: str | None = Field(None, description="shard folder; default shards/NAME")
+    shards: str | None = Field(None, description="shard folder, or a URL as s3://BUCKET/PREFIX; default shards/NAME")
+
+    @field_validator("run")
+    @classmethod
+    def _local(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("allowed: a folder on a file system (lock, checkpoints); only `shards` may be a URL")
+        return value
 
 
 class RaySection(Section):
@@ -143,6 +152,8 @@ class HardwareSection(Section):
     cam_batch: int = Field(1, ge=1, description="images of equal size that one forward of the CAM stage takes")
     workers: int = Field(2, ge=0, description="processes of the seeds stage and of the CRF in evaluation; 0: in this one")
     loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
+    scratch: str | None = Field(None, description="folder on a local disk that keeps shards read from a URL")
+    scratch_gb: Positive = Field(20.0, description="its size; the least recently used shards go, one always stays")
     micro_batch: int | None = Field(None, ge=1, description="images per rank and forward; default global batch / ranks")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     timeout_seconds: int = Field(600, ge=1, description="collectives that take longer end the run")
@@ -337,8 +348,9 @@ class Config(Section):
         return Path(self.paths.run or f"runs/{self.name}")
 
     @property
-    def shard_dir(self) -> Path:
-        return Path(self.paths.shards or f"shards/{self.name}")
+    def shard_dir(self) -> Folder:
+        scratch = self.hardware.scratch and Scratch(Path(self.hardware.scratch), int(self.hardware.scratch_gb * 1e9))
+        return folder_at(self.paths.shards or f"shards/{self.name}", scratch or None)
 
     def seed_names(self) -> list[str]:
         """All candidate seeds in order, p outermost: `0.05-1.00`, `0.05-1.20`, ..."""

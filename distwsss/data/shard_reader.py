@@ -1,6 +1,8 @@
 """Reads samples by the index, without unpacking or scanning the tar. Called by data pipelines, seeds, evaluation.
 
-Only bytes come out; what they mean is decoded by `data.images` and `read_json_field`. Nothing is ever unpickled.
+A local shard is read in place; of one on an object store the bytes wanted are asked for, or its copy in
+`hardware.scratch` is read. Only bytes come out; what they mean is decoded by `data.images` and `read_json_field`.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ from typing import Any
 import numpy as np
 
 from distwsss.data.images import decode_mask
+from distwsss.data.scratch import open_copy
+from distwsss.data.shard_format import ShardRecord
 from distwsss.data.shard_index import ShardIndex
 from distwsss.errors import ShardError
+from distwsss.runtime.storage import Remote
 
 OPEN_SHARDS = 32  # per process
+NEAR = 1 << 16  # bytes between two fields that are sooner fetched than asked around
+Places = dict[str, list[int]]  # field -> [offset, size]
 
 
 class _Handle:
@@ -47,18 +54,58 @@ def _open(path: str, size: int, sha256: str) -> _Handle:
 def read_fields(index: ShardIndex, shard: int, position: int, fields: Sequence[str]) -> dict[str, bytes]:
     """The bytes of those `fields` that the sample has. Raises ShardError for a missing or short shard."""
     record = index.shards[shard]
-    path = str(index.folder / record.name)
-    handle = _open(path, record.bytes, record.sha256)
-    members = record.members[position]
-    found = {}
-    for field in fields:
-        if field in members:
-            offset, size = members[field]
-            found[field] = os.pread(handle.descriptor, size, offset)
-            if len(found[field]) != size:
-                where = f"{path}: {record.keys[position]}.{field}"
-                raise ShardError(f"{where}: found {len(found[field])} of {size} bytes; run distwsss verify")
+    path, members = index.folder / record.name, record.members[position]
+    places = {field: members[field] for field in fields if field in members}
+    if not isinstance(path, Remote):
+        found = _read_places(_open(str(path), record.bytes, record.sha256).descriptor, places)
+    elif path.scratch is None:
+        found = _read_ranges(path, places)
+    else:
+        found = _read_copy(path, record, places)
+    for field, (_, size) in places.items():
+        if len(found[field]) != size:
+            where = f"{path}: {record.keys[position]}.{field}"
+            raise ShardError(f"{where}: found {len(found[field])} of {size} bytes; run distwsss verify")
     return found
+
+
+def _read_places(descriptor: int, places: Places) -> dict[str, bytes]:
+    return {field: os.pread(descriptor, size, offset) for field, (offset, size) in places.items()}
+
+
+def _read_copy(shard: Remote, record: ShardRecord, places: Places) -> dict[str, bytes]:
+    """From the local copy, which is not held open: a removed one would go on taking its space."""
+    descriptor = open_copy(shard, record)
+    try:
+        return _read_places(descriptor, places)
+    finally:
+        os.close(descriptor)
+
+
+def _read_ranges(shard: Remote, places: Places) -> dict[str, bytes]:
+    """By one request for each run of neighbours: for a whole sample, or most of it, that is one."""
+    found = {}
+    for fields in _neighbours(places):
+        start = places[fields[0]][0]
+        try:
+            data = shard.read_range(start, sum(places[fields[-1]]) - start)
+        except FileNotFoundError as error:
+            raise ShardError(f"{shard}: cannot be opened ({error.strerror}); run distwsss verify") from error
+        for field in fields:
+            offset, size = places[field]
+            found[field] = data[offset - start : offset - start + size]
+    return {field: found[field] for field in places}
+
+
+def _neighbours(places: Places) -> list[list[str]]:
+    """The fields in the order of the shard, in groups with at most NEAR bytes between one and the next."""
+    groups: list[list[str]] = []
+    for field in sorted(places, key=lambda field: places[field]):
+        if groups and places[field][0] - sum(places[groups[-1][-1]]) <= NEAR:
+            groups[-1].append(field)
+        else:
+            groups.append([field])
+    return groups
 
 
 def iter_shard(index: ShardIndex, shard: int, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -6,6 +6,7 @@ Bytes are compared by sha256, names and offsets with tarfile (an independent rea
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,44 +14,76 @@ from typing import Any
 import numpy as np
 
 from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.scratch import check_copy, damage
 from distwsss.data.shard_format import INDEX, INDEX_DIGEST, REQUIRED, ShardRecord, split_member
 from distwsss.data.shard_index import ShardIndex, load_index
-from distwsss.data.shard_reader import read_fields, read_json_field
+from distwsss.data.shard_reader import read_json_field
 from distwsss.errors import DataError, ShardError, report_problems
 from distwsss.runtime.artifacts import sha256_file
+from distwsss.runtime.storage import Folder
 
 IGNORE = 255
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Folder) -> list[str]:
     """Problems of a folder of shards, or of all such folders below `path`; empty when all is well."""
     if not path.is_dir():
         return [f"{path}: no such folder"]
-    files = [*path.rglob("*.tar"), *path.rglob(INDEX), *path.rglob(INDEX_DIGEST)]
-    folders = sorted({file.parent for file in files})
+    files = [file for file in path.rglob("*") if file.name.endswith(".tar") or file.name in (INDEX, INDEX_DIGEST)]
+    folders = sorted({file.parent for file in files}, key=str)
     if not folders:
         return [f"{path}: holds no {INDEX} and no shards"]
     return [problem for folder in folders for problem in _verify_folder(folder)]
 
 
-def _verify_folder(folder: Path) -> list[str]:
+def _verify_folder(folder: Folder) -> list[str]:
     try:
         index = load_index(folder)
     except ShardError as error:
         return [str(error)]
     named = {record.name for record in index.shards}
-    problems = [f"{tar}: not named by {INDEX}" for tar in sorted(folder.glob("*.tar")) if tar.name not in named]
+    found = sorted(tar.name for tar in folder.glob("*.tar"))
+    problems = [f"{folder / name}: not named by {INDEX}" for name in found if name not in named]
     for shard in range(len(index.shards)):
-        found = digest_problems(index, shard)
-        found += _member_problems(index.folder, index.shards[shard])
-        problems += found or _content_problems(index, shard)
+        problems += _verify_shard(index, shard)
     return problems
 
 
-def digest_problems(index: ShardIndex, shard: int) -> list[str]:
-    """Whether the shard's bytes are those the index was written for; enough to notice any damage."""
+def _verify_shard(index: ShardIndex, shard: int) -> list[str]:
+    """Of the stored bytes themselves, never of a copy in `hardware.scratch`."""
     record = index.shards[shard]
     path = index.folder / record.name
+    if not path.is_file():
+        return [f"{path}: missing"]
+    data = path.read_bytes()
+    found = damage(data, record)
+    problems = [f"{path}: {found}"] if found else []
+    problems += _member_problems(data, path, record)
+    return problems or _content_problems(index, shard, data)
+
+
+def digest_problems(index: ShardIndex, shard: int) -> list[str]:
+    """Whether the shard's bytes are those the index was written for; enough to notice any damage.
+
+    With `hardware.scratch` those of the local copy, which are the ones that will be read.
+    """
+    record = index.shards[shard]
+    path = index.folder / record.name
+    try:
+        if isinstance(path, Path):
+            return _file_problems(path, record)
+        if path.scratch is None:
+            found = damage(path.read_bytes(), record)
+            return [f"{path}: {found}"] if found else []
+        check_copy(path, record)
+    except FileNotFoundError:
+        return [f"{path}: missing"]
+    except ShardError as error:
+        return [str(error)]
+    return []
+
+
+def _file_problems(path: Path, record: ShardRecord) -> list[str]:
     if not path.is_file():
         return [f"{path}: missing"]
     size = path.stat().st_size
@@ -69,11 +102,8 @@ def verified(index: ShardIndex) -> ShardIndex:
     return index
 
 
-def _member_problems(folder: Path, record: ShardRecord) -> list[str]:
+def _member_problems(data: bytes, path: Folder, record: ShardRecord) -> list[str]:
     """The tar's members against the index: names, offsets, sizes, nothing twice, only regular files."""
-    path = folder / record.name
-    if not path.is_file():
-        return []  # reported by digest_problems
     expected = {
         f"{key}.{field}": place
         for key, fields in zip(record.keys, record.members, strict=True)
@@ -82,7 +112,7 @@ def _member_problems(folder: Path, record: ShardRecord) -> list[str]:
     problems: list[str] = []
     found: set[str] = set()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for info in tar:
                 problems += [f"{path}: {text}" for text in _one_member(info, expected, found)]
                 found.add(info.name)
@@ -108,7 +138,7 @@ def _one_member(info: tarfile.TarInfo, expected: dict[str, list[int]], before: s
     return []
 
 
-def _content_problems(index: ShardIndex, shard: int) -> list[str]:
+def _content_problems(index: ShardIndex, shard: int, data: bytes) -> list[str]:
     record = index.shards[shard]
     problems = []
     for position, key in enumerate(record.keys):
@@ -118,8 +148,8 @@ def _content_problems(index: ShardIndex, shard: int) -> list[str]:
         if index.kind == "seeds":
             needed = tuple(f"s{i}.png" for i in range(len(index.extra.get("seeds", [0]))))
         problems += [f"{where}.{field}: missing" for field in needed if field not in fields]
-        data = read_fields(index, shard, position, fields)
-        problems += _sample_problems(data, where, len(index.classes))
+        sample = {field: data[offset : offset + size] for field, (offset, size) in record.members[position].items()}
+        problems += _sample_problems(sample, where, len(index.classes))
     return problems
 
 

@@ -30,6 +30,7 @@ from distwsss.evaluate.postprocess import bounded_pool, crf_labels
 from distwsss.evaluate.scores import describe_checkpoint, notes, print_scores
 from distwsss.runtime.artifacts import fingerprint, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.progress import log, track
+from distwsss.runtime.storage import Folder
 
 Value = TypeVar("Value")
 TRUTH = "truth.png"
@@ -119,7 +120,7 @@ def _images(config: Config, split: str, other_data: bool) -> ShardIndex:
     return load_index(images_dir(config, "train" if train else "val"), "images")
 
 
-def prepare_other(config: Config, split: str) -> Path:
+def prepare_other(config: Config, split: str) -> Folder:
     """The folder of image shards of `data.root`'s `split`: this run's own where they hold the same images and masks,
     else made under run_dir/evaluate, once per content."""
     own = {}

@@ -8,7 +8,6 @@ truth x prediction for every seed, votes x truth x prediction for the vote.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from distwsss.evaluate.postprocess import bounded_pool
 from distwsss.evaluate.scores import percent
 from distwsss.runtime.artifacts import fingerprint, read_json, write_json
 from distwsss.runtime.progress import log
+from distwsss.runtime.storage import Folder
 from distwsss.seeds.select import select_seeds
 
 IGNORE = 255
@@ -35,9 +35,9 @@ Quality = dict[str, Any]
 class CountTask:
     """Images of one shard, by position. `seeds`: None where the seed shards were dropped."""
 
-    images: Path
-    pseudo: Path
-    seeds: Path | None
+    images: Folder
+    pseudo: Folder
+    seeds: Folder | None
     shard: int
     positions: tuple[int, ...]
 

@@ -22,11 +22,12 @@ from distwsss.report.plots import line_plot, read_metrics, series
 from distwsss.report.quality import seeds_table, threshold_table
 from distwsss.runtime.artifacts import flatten, read_json, write_bytes
 from distwsss.runtime.progress import log
+from distwsss.runtime.storage import Folder
 
 LARGEST_CLASS_TABLE = 40  # more classes than that are not counted one by one
 
 
-def _index(folder: Path, kind: str) -> ShardIndex | None:
+def _index(folder: Folder, kind: str) -> ShardIndex | None:
     """The index, or None where the stage that writes it was not run; a damaged one is an error."""
     return load_index(folder, kind) if (folder / INDEX).is_file() else None
 

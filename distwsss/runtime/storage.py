@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,8 @@ def folder_at(text: str, scratch: Scratch | None = None) -> Folder:
     protocol, found, rest = text.partition("://")
     if not found or protocol == "file":
         return Path(rest if found else text)
+    if not rest.strip("/"):
+        raise ConfigError(f"found {text!r} as a folder of shards; allowed: with a bucket, such as s3://BUCKET/PREFIX")
     return Remote(text.rstrip("/"), scratch)
 
 
@@ -138,8 +141,23 @@ def version_of(path: Folder) -> str:
     return str([found.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created", "size")])
 
 
+def remove_tree(folder: Folder) -> None:
+    """Everything below, and the folder itself; nothing where there is none."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.rglob("*"):
+        path.unlink(missing_ok=True)
+
+
 def _masked(text: str) -> str:
     return CREDENTIALS.sub(r"\1***@", text)
+
+
+def _userinfo(url: str) -> str:
+    """`user:password@` of a URL, which packages repeat in their messages; of others the URL, which is not in them."""
+    found = CREDENTIALS.match(url)
+    return found[0].partition("://")[2] if found else f"{url}\0"
 
 
 def _protocol(url: str) -> str:
@@ -158,7 +176,7 @@ def _opened(path: Remote) -> Iterator[Any]:
             raise ShardError(f"{path}: there is no such bucket; create it, or correct `paths.shards`") from error
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
     except Exception as error:  # the packages raise PermissionError, OSError, botocore's own, aiohttp's own, ...
-        found = _masked(f"{type(error).__name__}: {error}")
+        found = _masked(f"{type(error).__name__}: {error}".replace(_userinfo(path.url), "***@"))
         raise ShardError(
             f"{path}: cannot be reached or used ({found}); check the URL, the credentials and the endpoint "
             "(reading needs the rights to get and list objects, writing those to put and delete them too)"
