@@ -177,6 +177,13 @@ def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
             help="fail: stop at images that cannot be used, all named (default); quarantine: leave them out, listed in "
             "quarantine.jsonl in the run folder",
         )
+    if verb in ("run", "classify", "seeds"):
+        parser.add_argument(
+            "--executor",
+            choices=["auto", "ray", "local"],
+            help="who does the work in parallel: actors of a Ray cluster (RAY_ADDRESS, else one on this machine), or "
+            "local processes; auto: Ray for seeds where it is installed (default: hardware.executor)",
+        )
     if verb in ("run", "train"):
         parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder whose weights to start from")
     if verb in ("evaluate", "predict"):
@@ -229,7 +236,10 @@ def _verify(arguments: Arguments) -> None:
 
 
 def _load(arguments: Arguments) -> Config:
-    return load_config(arguments.config, arguments.profile, arguments.overrides)
+    overrides = list(arguments.overrides or [])
+    if getattr(arguments, "executor", None):
+        overrides.append(f"hardware.executor={arguments.executor}")
+    return load_config(arguments.config, arguments.profile, overrides)
 
 
 def _dispatch(arguments: Arguments) -> None:

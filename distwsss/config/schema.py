@@ -129,12 +129,12 @@ class PathsSection(Section):
 
 
 class RaySection(Section):
-    """Ray, for `--executor ray`. `RAY_ADDRESS` names a running cluster; without it Ray is started on this machine."""
+    """Ray, for the executor `ray`: the cluster that RAY_ADDRESS names, else one started on this machine (a local Ray)."""
 
-    temp_dir: str | None = Field(None, description="absolute folder of a local Ray's logs and sockets; default Ray's own")
-    spill_dir: str | None = Field(None, description="where a local Ray's full object store spills; default under temp_dir")
+    temp_dir: str | None = Field(None, description="a local Ray's logs and sockets; default: Ray's own folder")
+    spill_dir: str | None = Field(None, description="where a local Ray's object store spills; default: temp_dir")
     object_store_mb: int | None = Field(None, ge=75, description="memory of a local Ray's object store; default Ray's")
-    cam_gpus: float = Field(1.0, gt=0.0, le=1.0, description="share of a GPU that one CAM actor takes, where there are GPUs")
+    cam_gpus: float = Field(1.0, gt=0.0, le=1.0, description="share of a GPU that one CAM actor takes")
     cam_actors: int | None = Field(None, ge=1, description="default: as many as the GPUs allow, else one a CPU")
     crf_workers: int | None = Field(None, ge=1, description="default: one a CPU that CAM actors on GPUs leave")
     attempts: int = Field(3, ge=1, description="times one piece of work is tried when the process doing it dies")
@@ -146,11 +146,11 @@ class HardwareSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     executor: Literal["auto", "ray", "local"] = Field(
-        "auto", description="of seeds: auto = Ray where it is installed and workers > 0; classify: Ray only if named here"
+        "auto", description="auto: Ray for seeds, where it is installed and workers > 0; classify: only if named"
     )
     ray: RaySection = RaySection()
     cam_batch: int = Field(1, ge=1, description="images of equal size that one forward of the CAM stage takes")
-    workers: int = Field(2, ge=0, description="processes of the seeds stage and of the CRF in evaluation; 0: in this one")
+    workers: int = Field(2, ge=0, description="processes of the seeds stage and the CRF in evaluation; 0: this one")
     loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
     scratch: str | None = Field(None, description="folder on a local disk that keeps shards read from a URL")
     scratch_gb: Positive = Field(20.0, description="its size; the least recently used shards go, one always stays")

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config.schema import RaySection
-from distwsss.errors import ConfigError, LaunchError, RunError
+from distwsss.errors import ConfigError, LaunchError, RunError, report_problems
 from distwsss.runtime.progress import log
 from distwsss.runtime.stop import sigterm_interrupts
+from distwsss.runtime.storage import Folder
 
 ANSWER_SECONDS = 120.0  # a ray.get of what is ready already, or an answer from Ray itself
 START_SECONDS = 300.0  # a process that is placed and imports our code
@@ -149,6 +150,18 @@ def check_on_every_node(function: Callable[[Any], Any], argument: Any) -> dict[s
         except ray.exceptions.RayError as error:
             raise LaunchError(f"Ray node {name}: did not answer ({_reason(error)}); see docs/cluster.md") from error
     return answers
+
+
+def _missing(paths: Sequence[Folder]) -> list[str]:
+    return [str(path) for path in paths if not path.is_file()]
+
+
+def check_visible(paths: Sequence[Folder]) -> None:
+    """Raises LaunchError naming every node that does not see one of `paths`, before any work is sent to it."""
+    answers = check_on_every_node(_missing, paths)
+    problems = [f"node {node}: cannot see {path}" for node, missing in answers.items() for path in missing]
+    if problems:
+        raise LaunchError(report_problems("storage is not shared by all nodes of the Ray cluster", problems))
 
 
 def resources() -> tuple[float, float]:
@@ -361,19 +374,24 @@ class _Loop:
 
 
 def run_chunks(
-    chunks: Sequence[Chunk], steps: Sequence[Step], section: RaySection, load: Load
+    chunks: Sequence[Chunk],
+    steps: Sequence[Step],
+    section: RaySection,
+    load: Load,
+    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Chunk, Part | None, Any]]:
     """Every chunk's parts by the first step's actors, then its end by the last step's, on the connected cluster.
 
     Yields (chunk, part, None) as parts end and (chunk, None, result) as chunks end. An exception that a function raises
     is raised here; one that says memory ran out, and the death of a process, cost an attempt. Raises RunError when the
-    attempts of a job are spent. All actors end with the iteration.
+    attempts of a job are spent. All actors end with the iteration. `tick` is called about once a second.
     """
     loop = _Loop(chunks, steps, section, load)
     try:
         while loop.busy():
             loop.fill()
             yield from loop.collect()
+            tick()
     finally:
         loop.close()
 

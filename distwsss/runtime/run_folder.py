@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 import distwsss
 from distwsss.config import Config
 from distwsss.config.load import dump_yaml
-from distwsss.errors import RunError
+from distwsss.errors import ConfigError, RunError, report_problems
 from distwsss.runtime.artifacts import write_bytes, write_json
 
 PACKAGES = ["torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow", "pydensecrf2", "pydantic"]
@@ -66,6 +66,19 @@ def environment() -> dict[str, Any]:
         "packages": {package: _version(package) for package in PACKAGES},
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
+
+
+def check_absolute_roots(config: Config) -> None:
+    """For a Ray cluster, where a relative folder would lie in some process's own working folder. Raises ConfigError."""
+    roots = {"paths.run": config.run_dir, "paths.shards": config.shard_dir}
+    problems = [
+        f"`{key}`: found {folder}; allowed: an absolute path on storage that all nodes share"
+        + (", or a URL such as s3://BUCKET/PREFIX" if key == "paths.shards" else "")
+        for key, folder in roots.items()
+        if isinstance(folder, Path) and not folder.is_absolute()
+    ]
+    if problems:
+        raise ConfigError(report_problems("work on the Ray cluster at RAY_ADDRESS", problems))
 
 
 @contextmanager

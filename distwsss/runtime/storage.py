@@ -154,12 +154,6 @@ def _masked(text: str) -> str:
     return CREDENTIALS.sub(r"\1***@", text)
 
 
-def _userinfo(url: str) -> str:
-    """`user:password@` of a URL, which packages repeat in their messages; of others the URL, which is not in them."""
-    found = CREDENTIALS.match(url)
-    return found[0].partition("://")[2] if found else f"{url}\0"
-
-
 def _protocol(url: str) -> str:
     return url.partition("://")[0]
 
@@ -176,7 +170,9 @@ def _opened(path: Remote) -> Iterator[Any]:
             raise ShardError(f"{path}: there is no such bucket; create it, or correct `paths.shards`") from error
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
     except Exception as error:  # the packages raise PermissionError, OSError, botocore's own, aiohttp's own, ...
-        found = _masked(f"{type(error).__name__}: {error}".replace(_userinfo(path.url), "***@"))
+        found = f"{type(error).__name__}: {error}"
+        if str(path) != path.url:  # it holds a password, which packages repeat in their own ways
+            found = found.replace(path.url.partition("://")[2].partition("@")[0], "***")
         raise ShardError(
             f"{path}: cannot be reached or used ({found}); check the URL, the credentials and the endpoint "
             "(reading needs the rights to get and list objects, writing those to put and delete them too)"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from distwsss.config import Config
 from distwsss.config.schema import HardwareSection
 from distwsss.data.shard_format import INDEX
-from distwsss.errors import ConfigError, LaunchError, report_problems
+from distwsss.errors import LaunchError
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ray_pool
 from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.progress import log
-from distwsss.runtime.storage import Folder
+from distwsss.runtime.run_folder import check_absolute_roots
 from distwsss.seeds.chunk import SeedResult, SeedTask, cam_shard, seed_shard
 from distwsss.seeds.progress import SeedProgress
 
@@ -30,10 +29,10 @@ def work_on_ray(
 ) -> Iterator[tuple[SeedTask, SeedResult]]:
     """(task, result) as shards are finished. Raises RunError when a piece of work failed as often as is allowed."""
     if ray_pool.is_cluster():
-        _check_absolute(config)
+        check_absolute_roots(config)
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
-        _check_visible([tasks[0].images / INDEX, *{cam.classifier / WEIGHTS for cam in tasks[0].cams}])
+        ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
         steps = _steps(config.hardware, tasks)
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")
         for chunk, part, result in ray_pool.run_chunks(
@@ -69,28 +68,3 @@ def _steps(hardware: HardwareSection, tasks: list[SeedTask]) -> list[ray_pool.St
         ray_pool.Step(cam_shard, cams, share, hardware.ray.cam_gpus if gpus else 0.0),
         ray_pool.Step(seed_shard, crfs, share),
     ]
-
-
-def _check_absolute(config: Config) -> None:
-    """On a cluster a relative folder would lie in some process's own working folder."""
-    roots: dict[str, Folder] = {"paths.run": config.run_dir, "paths.shards": config.shard_dir}
-    problems = [
-        f"`{key}`: found {folder}; allowed: an absolute path on storage that all nodes share"
-        + (", or a URL such as s3://BUCKET/PREFIX" if key == "paths.shards" else "")
-        for key, folder in roots.items()
-        if isinstance(folder, Path) and not folder.is_absolute()
-    ]
-    if problems:
-        raise ConfigError(report_problems("seeds on the Ray cluster at RAY_ADDRESS", problems))
-
-
-def _check_visible(paths: list[Folder]) -> None:
-    """Every node sees the inputs, before any work is sent to it."""
-    answers = ray_pool.check_on_every_node(_missing, paths)
-    problems = [f"node {node}: cannot see {path}" for node, missing in answers.items() for path in missing]
-    if problems:
-        raise LaunchError(report_problems("seeds: storage is not shared by all nodes of the Ray cluster", problems))
-
-
-def _missing(paths: list[Folder]) -> list[str]:
-    return [str(path) for path in paths if not path.is_file()]

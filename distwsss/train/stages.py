@@ -2,23 +2,103 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from distwsss.config import Config
-from distwsss.errors import CheckpointError
+from distwsss.data.shard_format import INDEX
+from distwsss.data.shard_index import images_dir
+from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.export import WEIGHTS
+from distwsss.runtime import ray_pool
 from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
+from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
-from distwsss.runtime.run_folder import config_text
+from distwsss.runtime.run_folder import check_absolute_roots, config_text
+from distwsss.train.engine import launched_world_size
 from distwsss.train.loop import DONE, fit
 from distwsss.train.task import Task, classifier_task, segmenter_task
 
+ORPHAN_SECONDS = 120.0  # how long the workers of a killed driver may live on
+
 
 def classify(config: Config, resume: str = "auto") -> None:
-    """Train one classifier per dropout probability, into runs/NAME/classify/P."""
+    """Train one classifier per dropout probability, into runs/NAME/classify/P: one after the other, or with
+    `hardware.executor: ray` as many at once as the cluster has GPUs (without any: CPUs)."""
+    if config.hardware.executor == "ray":
+        if launched_world_size() > 1:
+            raise ConfigError("classify: found executor ray under torchrun; allowed: one of them")
+        _classify_on_ray(config, resume)
+        return
     for dropout in config.classify.dropouts:
-        folder = config.run_dir / "classify" / f"{dropout:.2f}"
-        _run(classifier_task(config, dropout), config, folder, resume)
+        _run(classifier_task(config, dropout), config, _classifier_folder(config, dropout), resume)
+
+
+def _classifier_folder(config: Config, dropout: float) -> Path:
+    return config.run_dir / "classify" / f"{dropout:.2f}"
+
+
+@dataclass(frozen=True)
+class ClassifierJob:
+    """What a Ray actor needs to train one classifier."""
+
+    config: Config
+    dropout: float
+    resume: str
+
+
+def train_classifier(job: ClassifierJob, parts: list[None]) -> None:
+    """Train one classifier in this process. A lock keeps out the worker of a driver that was killed a moment ago."""
+    folder = _classifier_folder(job.config, job.dropout)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=ORPHAN_SECONDS):
+            _run(classifier_task(job.config, job.dropout), job.config, folder, job.resume)
+    except Timeout:
+        raise RunError(f"{folder}: locked, another process trains this classifier; wait for it or end it") from None
+
+
+def _classify_on_ray(config: Config, resume: str) -> None:
+    """Trains the classifiers on Ray's actors; a killed actor's classifier goes on from its last checkpoint."""
+    if ray_pool.is_cluster():
+        check_absolute_roots(config)
+    section = config.hardware.ray.model_copy(update={"item_minutes": float("inf")})
+    chunks = [
+        ray_pool.Chunk(f"p = {dropout:.2f}", ClassifierJob(config, dropout, resume), label=f"classify[{dropout:.2f}]")
+        for dropout in config.classify.dropouts
+    ]
+    with ray_pool.connect(section, max(1, config.hardware.workers)):
+        ray_pool.check_visible([images_dir(config, "train") / INDEX])
+        cpus, gpus = ray_pool.resources()
+        gpus = 0.0 if config.hardware.device == "cpu" else gpus
+        actors = max(1, min(len(chunks), int(gpus or cpus)))
+        share = int(100 * max(1.0, cpus / actors)) / 100 if cpus >= actors else int(100 * cpus / actors) / 100
+        log.info(f"classify: Ray, {len(chunks)} classifiers, {actors} at once")
+        step = ray_pool.Step(train_classifier, actors, share, 1.0 if gpus else 0.0)
+        for chunk, _, _ in ray_pool.run_chunks(chunks, [step], section, ray_pool.Load(), _reporter(config)):
+            log.info(f"classify {chunk.task.dropout:.2f}: done")
+
+
+def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
+    """Logs the newest step of each classifier in training, every so often: actors' own lines go to Ray's log files."""
+    folders = [_classifier_folder(config, dropout) for dropout in config.classify.dropouts]
+    last = time.monotonic()
+
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last < every:
+            return
+        last = time.monotonic()
+        for folder in folders:
+            lines = [] if (folder / DONE).exists() else read_metrics(folder / "metrics.jsonl")
+            if lines:
+                log.info(f"classify {folder.name}: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
+
+    return tick
 
 
 def train(config: Config, resume: str = "auto", init_from: Path | None = None) -> None:

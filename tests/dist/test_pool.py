@@ -35,7 +35,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         workers = [int(pid) for pid in driver.stdout.readline().split()]
-        assert workers and all(_alive(pid) for pid in workers)
+        assert workers
+        assert all(_alive(pid) for pid in workers)
         os.kill(driver.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
         while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
