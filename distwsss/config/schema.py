@@ -129,7 +129,7 @@ class PathsSection(Section):
 
 
 class RaySection(Section):
-    """Ray, for the executor `ray`: the cluster that RAY_ADDRESS names, else one started on this machine (a local Ray)."""
+    """Ray, for the executor `ray`: the cluster that RAY_ADDRESS names, else one on this machine (a local Ray)."""
 
     temp_dir: str | None = Field(None, description="a local Ray's logs and sockets; default: Ray's own folder")
     spill_dir: str | None = Field(None, description="where a local Ray's object store spills; default: temp_dir")
