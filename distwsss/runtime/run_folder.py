@@ -21,11 +21,11 @@ from distwsss.config import Config
 from distwsss.config.load import dump_yaml
 from distwsss.errors import ConfigError, RunError, report_problems
 from distwsss.runtime.artifacts import write_bytes, write_json
+from distwsss.runtime.storage import CREDENTIALS
 
 PACKAGES = ["torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow", "pydensecrf2", "pydantic"]
 ENVIRONMENT = ["OMP_NUM_THREADS", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"]
 SECRET = re.compile(r"(token|secret|password)([^=\s]*)=\S+", re.IGNORECASE)
-CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 
 
 def masked(text: str) -> str:

@@ -20,7 +20,14 @@ LAYERS = [
     {"report"},
     {"cli"},
 ]
-ONE_FILE = {"ray": "runtime/ray_pool.py", "deepspeed": None, "wandb": None, "accelerate": None}
+ONE_FILE = {
+    "fsspec": "runtime/storage.py",
+    "s3fs": None,
+    "ray": "runtime/ray_pool.py",
+    "deepspeed": None,
+    "wandb": None,
+    "accelerate": None,
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -68,6 +75,8 @@ def test_optional_packages_stay_in_their_file() -> None:
     users = {name: {str(p.relative_to(PACKAGE)) for p in FILES if name in {i.partition(".")[0] for i in imports(p)}}
              for name in ONE_FILE}  # fmt: skip
     assert users["ray"] <= {"runtime/ray_pool.py"}
+    assert users["fsspec"] <= {"runtime/storage.py"}
+    assert not users["s3fs"]
     assert not users["deepspeed"]
     assert not users["wandb"]
     assert all(user.startswith("train/") for user in users["accelerate"])

@@ -5,6 +5,7 @@ What is in the bucket is looked at with boto3, which distwsss does not use itsel
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -279,8 +280,9 @@ def test_a_run_on_a_bucket_gives_the_bytes_and_weights_of_a_local_one(
     for name, path in files.items():
         assert server.get(f"tiny/{name}") == path.read_bytes(), name
     assert equal_weights(local / "run", bucket_run / "run")
-    for name in ("seeds/quality.json", "evaluate/val.json"):
-        assert (bucket_run / "run" / name).is_file() == (local / "run" / name).is_file()
+    for name, part in (("seeds/quality.json", "aggregate"), ("evaluate/val.json", "confusion")):
+        one, other = (json.loads((folder / "run" / name).read_text())[part] for folder in (local, bucket_run))
+        assert one == other
     puts = server.asked("PUT", ".tar")
     assert {path: count for path, count in puts.items() if path.startswith(f"/{BUCKET}/tiny/")} == {
         f"/{BUCKET}/tiny/{name}": 1 for name in files if name.endswith(".tar")
