@@ -51,7 +51,7 @@ def _seeds(config: Config, arguments: Arguments) -> None:
     from distwsss.seeds.generate import run_seeds
 
     _single_process("seeds")
-    run_seeds(config)
+    run_seeds(config, arguments.on_bad)
 
 
 def _stats(config: Config, arguments: Arguments) -> None:
