@@ -8,13 +8,14 @@ makes only what is missing; the index comes last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from distwsss.seeds.progress import SeedProgress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 KINDS = {"seeds": "seeds", "vote": "pseudo"}  # what each stage here calls its shards
 
 
@@ -160,11 +162,12 @@ def generate_seeds(config: Config, on_bad: str = "fail") -> None:
         log.info(f"seeds: {len(known) - len(todo)} of {len(known)} shards are there already")
     tasks = [_chunk(config, images.folder, classifiers, shard, on_bad == "quarantine") for shard in todo]
     progress = SeedProgress(images.counts, todo, len(names))
-    for task, result in _work(config, tasks, progress):
-        seeds.publish(task.shard, result.seeds, devices=result.devices, bad=result.bad)
-        if not voted and vote.finished(task.shard) is None:
-            vote.publish(task.shard, result.pseudo)
-        progress.shard_done(task.shard)
+    with closing(_work(config, tasks, progress)) as work:  # a full disk here ends the workers at once
+        for task, result in work:
+            seeds.publish(task.shard, result.seeds, devices=result.devices, bad=result.bad)
+            if not voted and vote.finished(task.shard) is None:
+                vote.publish(task.shard, result.pseudo)
+            progress.shard_done(task.shard)
     progress.close()
     _complete_seeds(config, seeds, images.classes, len(known), on_bad)
 
@@ -185,14 +188,12 @@ def _complete_seeds(config: Config, seeds: _Stage, classes: list[str], count: in
     seeds.complete(count, classes, extra)
 
 
-def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> Iterator[tuple[SeedTask, SeedResult]]:
+def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> _Work:
     """(task, result) as shards are finished, by the executor that the configuration asks for."""
-    workers = config.hardware.workers
-    if not tasks:
-        return iter(())
-    if use_ray(config.hardware):
-        return work_on_ray(config, tasks, progress)
-    return _each(whole_shard, tasks, workers)
+    if tasks and use_ray(config.hardware):
+        yield from work_on_ray(config, tasks, progress)
+    else:
+        yield from _each(whole_shard, tasks, config.hardware.workers)
 
 
 def _each(work: Callable[[Task], Result], tasks: list[Task], workers: int) -> Iterator[tuple[Task, Result]]:
