@@ -42,7 +42,7 @@ from distwsss.runtime.pool import spawn_pool
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder, remove_tree
 from distwsss.seeds.chunk import CamTask, Packed, SeedResult, SeedTask, VoteTask, vote_shard, whole_shard
-from distwsss.seeds.on_ray import use_ray, work_on_ray
+from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.progress import SeedProgress
 
 Task = TypeVar("Task")
@@ -245,6 +245,7 @@ def _versions(device: str) -> dict[str, str]:
 
 def run_seeds(config: Config, on_bad: str = "fail") -> None:
     """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards."""
+    check_roots(config)
     pseudo_done = (pseudo_dir(config) / INDEX).is_file()
     if not (pseudo_done and not config.seeds.keep_maps and not (seeds_dir(config) / INDEX).is_file()):
         generate_seeds(config, on_bad)

@@ -24,12 +24,16 @@ def use_ray(hardware: HardwareSection) -> bool:
     return hardware.executor == "ray"
 
 
+def check_roots(config: Config) -> None:
+    """Before anything is looked for in them. Raises ConfigError for relative folders on a cluster."""
+    if use_ray(config.hardware) and ray_pool.is_cluster():
+        check_absolute_roots(config)
+
+
 def work_on_ray(
     config: Config, tasks: list[SeedTask], progress: SeedProgress
 ) -> Iterator[tuple[SeedTask, SeedResult]]:
     """(task, result) as shards are finished. Raises RunError when a piece of work failed as often as is allowed."""
-    if ray_pool.is_cluster():
-        check_absolute_roots(config)
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
         ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])

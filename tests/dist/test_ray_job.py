@@ -93,8 +93,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
 
 
 def tree(folder: Path) -> dict[str, object]:
-    """Forty images in ten shards, so that a job can be stopped in the middle."""
-    sections = {"data": {"shapes": {"train": 40}}, "hardware": {"workers": 2}}
+    """Twenty shards, so that a job can be stopped in the middle."""
+    sections = {"data": {"shapes": {"train": 80}}, "hardware": {"workers": 2}}
     return merged(tiny_tree(folder), sections)
 
 
@@ -116,15 +116,21 @@ def test_job_is_stopped_and_goes_on(
     launcher = [str(REPOSITORY / "launchers/ray_job.sh"), "seeds", "--config", str(config)]
     environment = cluster.environment | {"ROOT": str(root)}
 
-    job = subprocess.Popen(launcher, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until = time.monotonic() + 150
-    while not (root / "shards/tiny/seeds/seeds-00000.tar").is_file():
-        assert time.monotonic() < until, job.stdout.read() if job.poll() is not None and job.stdout else "no shard"
-        time.sleep(0.05)
-    listing = cluster.ray("job", "list").stdout
-    stopped = cluster.ray("job", "stop", re.findall(r"raysubmit_\w+", listing)[-1])
-    assert stopped.returncode == 0, stopped.stderr
-    job.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(launcher, env=environment, text=True, **pipes) as job:
+        assert job.stdout is not None
+        said = ""
+        while not (named := re.search(r"raysubmit_\w+", said)):
+            line = job.stdout.readline()
+            assert line, said
+            said += line
+        until = time.monotonic() + 150
+        while not (root / "shards/tiny/seeds/seeds-00000.tar").is_file():
+            assert time.monotonic() < until, "no shard"
+            time.sleep(0.05)
+        stopped = cluster.ray("job", "stop", named[0])
+        assert stopped.returncode == 0, stopped.stderr
+        job.communicate(timeout=60)
     kept = {path: path.stat().st_mtime_ns for path in (root / "shards/tiny/seeds").glob("*.tar")}
     assert not (root / "shards/tiny/seeds/index.json").exists()
 
