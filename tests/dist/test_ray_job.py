@@ -131,7 +131,9 @@ def test_job_is_stopped_and_goes_on(
         stopped = cluster.ray("job", "stop", named[0])
         assert stopped.returncode == 0, stopped.stderr
         job.communicate(timeout=60)
-    kept = {path: path.stat().st_mtime_ns for path in (root / "shards/tiny/seeds").glob("*.tar")}
+    finished = [path.with_suffix("") for path in (root / "shards/tiny/seeds").glob("*.tar.json")]
+    kept = {path: path.stat().st_mtime_ns for path in finished}
+    assert kept
     assert not (root / "shards/tiny/seeds/index.json").exists()
 
     again = run(launcher, environment)
