@@ -37,7 +37,7 @@ def work_on_ray(
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
         ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
-        steps = _steps(config.hardware, tasks)
+        steps = plan_steps(config.hardware, len(tasks), len(tasks[0].cams), *ray_pool.resources())
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")
         for chunk, part, result in ray_pool.run_chunks(
             [_chunk(task) for task in tasks], steps, config.hardware.ray, load
@@ -55,18 +55,16 @@ def _chunk(task: SeedTask) -> ray_pool.Chunk:
     return ray_pool.Chunk(f"shard {task.shard}", task, parts, "crf")
 
 
-def _steps(hardware: HardwareSection, tasks: list[SeedTask]) -> list[ray_pool.Step]:
+def plan_steps(hardware: HardwareSection, shards: int, seeds: int, cpus: float, gpus: float) -> list[ray_pool.Step]:
     """CAM actors and CRF workers as the cluster's resources allow: at least one of each, fractions of a CPU where there
-    are fewer CPUs than actors, and no more than there is work for."""
-    cpus, gpus = ray_pool.resources()
+    are fewer CPUs than actors, and no more than there is work for. Raises LaunchError for CUDA without a GPU."""
     if hardware.device == "cpu":
         gpus = 0.0
     if hardware.device == "cuda" and not gpus:
         raise LaunchError("hardware.device is cuda, but the Ray cluster has no GPU; set hardware.device=auto")
     cams = hardware.ray.cam_actors or int(gpus / hardware.ray.cam_gpus if gpus else cpus)
     crfs = hardware.ray.crf_workers or int(cpus - cams if gpus else cpus)
-    cams = max(1, min(cams, len(tasks) * len(tasks[0].cams)))
-    crfs = max(1, min(crfs, len(tasks)))
+    cams, crfs = max(1, min(cams, shards * seeds)), max(1, min(crfs, shards))
     share = min(1.0, int(100 * cpus / (cams + crfs)) / 100)
     return [
         ray_pool.Step(cam_shard, cams, share, hardware.ray.cam_gpus if gpus else 0.0),

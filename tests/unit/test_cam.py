@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
 
-from distwsss.seeds.cam import background, cam_to_full, compute_cam, probabilities
+from distwsss.seeds.cam import background, cam_to_full, compute_cam, compute_cams, probabilities
 
 
 class Toy(nn.Module):
@@ -62,6 +62,15 @@ def test_cam_scales_are_summed_at_the_first_ones_size():
     expected = first + interpolate(second[None], first.shape[-2:], mode="bilinear", align_corners=False)[0]
     found = compute_cam(model, image, [3], 1.0, None, [1.0, 0.5])
     np.testing.assert_allclose(found, expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_images_of_one_size_share_a_forward():
+    rng = np.random.default_rng(1)
+    images = [rng.integers(256, size=(37, 50, 3), dtype=np.uint8) for _ in range(3)]
+    labels = [[1], [2, 4], [3]]
+    together = compute_cams(Toy(), images, labels, 1.2)
+    for image, present, cam in zip(images, labels, together, strict=True):
+        np.testing.assert_allclose(cam, compute_cam(Toy(), image, present, 1.2), atol=1e-3)
 
 
 def test_huge_activations_stay_finite():

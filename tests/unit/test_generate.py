@@ -361,3 +361,30 @@ def test_without_a_finished_classifier(tmp_path, missing):
     (config.run_dir / "classify" / "0.30" / missing).unlink()
     with pytest.raises(CheckpointError, match=r"0\.30.*run `distwsss classify`"):
         run_seeds(config)
+
+
+def test_batches_of_equal_size_change_no_pixel(tmp_path):
+    """Photographs of two sizes, alternating, in batches of two: the seeds of one at a time, for CPU float32 sums."""
+    rng = np.random.default_rng(3)
+    photos = [rng.integers(0, 255, (40, 56 + 8 * (n % 2), 3), dtype=np.uint8) for n in range(5)]
+
+    def seeds(folder, batch):
+        config = make_config(folder, hardware={"cam_batch": batch})
+        samples = [
+            (f"p{n}", {"jpg": encode_jpeg(photo), "json": to_json({"labels": [1 + n % 3], "size": [*photo.shape[:2]]})})
+            for n, photo in enumerate(photos)
+        ]
+        record = write_shard(images_dir(config, "train") / "images-00000.tar", samples)
+        write_index(images_dir(config, "train"), [record], {"split": "train"}, CLASSES, "images")
+        write_classifiers(config)
+        generate_seeds(config)
+        return samples_of(seeds_dir(config), "seeds", ["s0.png", "s1.png", "s2.png", "s3.png"])
+
+    one, two = seeds(tmp_path / "one", 1), seeds(tmp_path / "two", 2)
+    assert list(one) == list(two)
+    different = total = 0
+    for key, members in one.items():
+        for field, data in members.items():
+            maps = decode_mask(data, key), decode_mask(two[key][field], key)
+            different, total = different + int((maps[0] != maps[1]).sum()), total + maps[0].size
+    assert different <= total / 1000
