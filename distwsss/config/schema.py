@@ -169,8 +169,10 @@ class ShapesSection(Section):
 
 
 class DataSection(Section):
-    dataset: Literal["voc", "folder", "shapes"]
-    root: str | None = Field(None, description="data folder (voc, folder)", json_schema_extra=NEUTRAL)
+    dataset: Literal["voc", "coco", "folder", "shapes"]
+    root: str | None = Field(None, description="data folder (voc, coco, folder)", json_schema_extra=NEUTRAL)
+    sbd: str | None = Field(None, description="voc: the SBD release, for train_aug", json_schema_extra=NEUTRAL)
+    crowd: Literal["ignore", "paint"] = Field("ignore", description="coco: pixels of crowd annotations in masks")
     train_split: str = "train"
     val_split: str = "val"
     labels_from: Literal["auto", "xml", "csv", "masks"] = Field(

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from distwsss.config.schema import DataSection
-from distwsss.data.images import decode_image, decode_mask
-from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_source
+from distwsss.data.images import decode_image
+from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
 from distwsss.errors import DataError
 from distwsss.runtime.progress import track
 
@@ -73,7 +73,7 @@ def _file_problems(item: Item, classes: int, max_pixels: int) -> list[str]:
         problems.append(_described(error, item.name))
     if item.mask is not None:
         try:
-            mask = decode_mask(read_source(item.mask), item.name, max_pixels)
+            mask = read_mask(item.mask, item.name, max_pixels)
             problems += [f"mask: {text}" for text in _mask_problems(mask, shape, classes)]
         except (DataError, OSError) as error:
             problems.append(f"mask: {_described(error, item.name)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distwsss.config.schema import DataSection
+from distwsss.data.coco import list_coco
 from distwsss.data.folder import list_folder
 from distwsss.data.listing import Item, Listing
 from distwsss.data.shapes import list_shapes
@@ -17,6 +18,7 @@ __all__ = ["DATASETS", "Item", "Listing"]
 
 DATASETS: dict[str, Callable[[DataSection, str], Listing]] = {
     "voc": list_voc,
+    "coco": list_coco,
     "folder": list_folder,
     "shapes": list_shapes,
 }

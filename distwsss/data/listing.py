@@ -1,6 +1,6 @@
 """What a data set offers to `prepare` (Listing, Item), and the text formats that data sets share.
 
-Called by `data/voc.py`, `data/folder.py` and `data/shapes.py`, which make listings, and by `data/prepare.py` and
+Called by the modules of `data.datasets`, which make listings, and by `data/prepare.py`, `data/image_shards.py` and
 `data/check.py`, which read them. Faults of one image are collected in `Item.problems`, so that all of them are reported
 at once; only what makes the whole data set unreadable is raised here.
 """
@@ -13,25 +13,42 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from distwsss.config.schema import Config, DataSection
+from distwsss.data.images import decode_mask
 from distwsss.data.shard_format import key_from_name
 from distwsss.data.shard_index import ShardIndex
 from distwsss.errors import DataError, report_problems
+from distwsss.runtime.artifacts import sha256_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 MOST_CLASSES = 255  # masks are uint8 and 255 means ignore
 
 
+class MaskSource(Protocol):
+    """A mask that is made when it is wanted (`data/sbd.py`, `data/coco.py`); picklable, and small until then."""
+
+    def draw(self) -> np.ndarray:
+        """uint8[H,W] class ids, 255 = ignore. Raises DataError, or OSError of the file it is read from."""
+        ...
+
+    def digest(self) -> str:
+        """Equal where `draw` gives the same, and cheaper."""
+        ...
+
+
 @dataclass
 class Item:
-    """One image. `image` and `mask`: a file, or the encoded bytes themselves."""
+    """One image. `image` and `mask`: a file, or the encoded bytes themselves; a mask may also be drawn on demand."""
 
     name: str  # as the data set calls it; what messages and KEY.json say
     image: Path | bytes
     labels: list[int] | None  # sorted class ids 1..N; None: unlabelled (outside the train split only)
-    mask: Path | bytes | None = None
+    mask: Path | bytes | MaskSource | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -41,8 +58,9 @@ class Listing:
 
     classes: list[str]  # background first
     items: list[Item]
-    labels_from: str  # xml | csv | masks | generated | none; recorded in the index and in reports
+    labels_from: str  # xml | csv | json | masks | generated | none; recorded in the index and in reports
     where: str = ""  # what lists the images, for messages about an empty split
+    extra: dict[str, Any] = field(default_factory=dict)  # what else the index records of this data set
 
 
 @dataclass
@@ -85,6 +103,18 @@ def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
 
 def read_source(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def read_mask(source: Path | bytes | MaskSource, where: str, max_pixels: int) -> np.ndarray:
+    """The mask uint8[H,W] of an item. Raises DataError, or OSError of its file."""
+    if isinstance(source, (bytes, Path)):
+        return decode_mask(read_source(source), where, max_pixels)
+    return source.draw()
+
+
+def mask_digest(source: Path | bytes | MaskSource) -> str:
+    """The sha256 of what a mask is made from."""
+    return sha256_bytes(read_source(source)) if isinstance(source, (bytes, Path)) else source.digest()
 
 
 def data_root(data: DataSection) -> Path:

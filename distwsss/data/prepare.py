@@ -18,8 +18,8 @@ from typing import Any
 from distwsss.config.schema import Config
 from distwsss.data.check import listing_problems
 from distwsss.data.datasets import DATASETS
-from distwsss.data.images import decode_image, decode_mask, encode_jpeg, encode_palette, jpeg_mode
-from distwsss.data.listing import Item, Listing, item_key, read_source
+from distwsss.data.images import decode_image, encode_jpeg, encode_palette, jpeg_mode
+from distwsss.data.listing import Item, Listing, MaskSource, item_key, mask_digest, read_mask, read_source
 from distwsss.data.shard_format import INDEX
 from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_writer import write_index, write_shard
@@ -28,8 +28,10 @@ from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder
 
+OF_MASKS = ("masks", "crowd")  # keys of `data` that concern nothing else
 QUARANTINED = "quarantined"
 PER_SAMPLE = 4096  # bytes of tar headers, padding, JSON and index, at most
+PER_DRAWN_MASK = 16_384  # bytes of its palette PNG, commonly less
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _print_counts(split: _Split) -> None:
 
 def _parameters(config: Config, split: str, listing: Listing, quarantined: list[str]) -> dict[str, Any]:
     """What the index records and its fingerprint covers; without masks. The content is that of the whole listing."""
-    data = {key: value for key, value in config.data.parameters().items() if key != "masks"}
+    data = {key: value for key, value in config.data.parameters().items() if key not in OF_MASKS}
     content = [[item.name, item.labels, _size(item.image)] for item in _by_name(listing.items)]
     parameters = {
         "data": data,
@@ -158,7 +160,7 @@ def _parameters(config: Config, split: str, listing: Listing, quarantined: list[
 
 def _truth_digest(items: list[Item]) -> str | None:
     """Digest of all masks' bytes; None without masks."""
-    masks = [[item.name, sha256_bytes(read_source(item.mask))] for item in _by_name(items) if item.mask is not None]
+    masks = [[item.name, mask_digest(item.mask)] for item in _by_name(items) if item.mask is not None]
     return fingerprint(masks) if masks else None
 
 
@@ -213,7 +215,7 @@ def _write(config: Config, split: _Split) -> None:
     for number, chunk in enumerate(track(chunks, len(chunks), f"prepare: writing {split.name}", unit="shard")):
         samples = ((item_key(item), _sample(item, config.data.max_pixels)) for item in chunk)
         records.append(write_shard(split.folder / f"images-{number:05d}.tar", samples))
-    extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items)}
+    extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items), **split.listing.extra}
     parameters = _parameters(config, split.name, split.listing, [name for name, _ in split.bad])
     write_index(split.folder, records, parameters, split.listing.classes, "images", extra)
 
@@ -229,7 +231,7 @@ def _sample(item: Item, max_pixels: int) -> dict[str, bytes]:
         data = encode_jpeg(image)
     sample = {"jpg": data, "json": to_json(about)}
     if item.mask is not None:
-        sample["truth.png"] = encode_palette(decode_mask(read_source(item.mask), f"{item.name}: mask", max_pixels))
+        sample["truth.png"] = encode_palette(read_mask(item.mask, f"{item.name}: mask", max_pixels))
     return sample
 
 
@@ -241,5 +243,10 @@ def _size(source: Path | bytes) -> int | str:
 
 
 def _bytes_needed(item: Item) -> int:
-    files = [source for source in (item.image, item.mask) if source is not None]
-    return PER_SAMPLE + sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files)
+    return PER_SAMPLE + sum(_stored(source) for source in (item.image, item.mask) if source is not None)
+
+
+def _stored(source: Path | bytes | MaskSource) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    return source.stat().st_size if isinstance(source, Path) else PER_DRAWN_MASK

@@ -1,7 +1,8 @@
 """PASCAL VOC devkit folders: JPEGImages, ImageSets/Segmentation, Annotations or cls_labels.csv, SegmentationClass.
 
 `list_voc` is called through `data.datasets.DATASETS`. Image-level labels come from the XML annotations, else from
-`cls_labels.csv`; masks become labels only where `data.labels_from: masks` says so.
+`cls_labels.csv`; masks become labels only where `data.labels_from: masks` says so. The split `train_aug` adds the
+images of SBD (`data/sbd.py`), of which a devkit has the photographs and annotations, but not the masks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from distwsss.data.listing import (
     read_tags,
     split_tags,
 )
+from distwsss.data.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
 from distwsss.errors import DataError
 
 VOC_CLASSES = [
@@ -31,30 +33,53 @@ VOC_CLASSES = [
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
 LabelReader = Callable[[str], tuple[list[int] | None, list[str]]]  # id -> labels (None: it has none), problems
+MaskFinder = Callable[[str], Path | MatMask | None]
 
 
 def list_voc(data: DataSection, split: str) -> Listing:
-    """The images of ImageSets/Segmentation/SPLIT.txt; no items where that file does not exist.
+    """The images of ImageSets/Segmentation/SPLIT.txt; no items where that file does not exist. With `data.sbd`, or
+    without such a file, `train_aug` is derived from the lists of VOC and SBD.
 
-    Raises DataError when `data.root` is no devkit folder, or holds no image-level labels for the train split.
+    Raises DataError when `data.root` is no devkit folder, or holds no image-level labels for the train split, or when
+    `train_aug` cannot be derived.
     """
     root = data_root(data)
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"{root}: found no folder JPEGImages; allowed: a VOC devkit folder such as VOCdevkit/VOC2012")
     classes = class_names(data, root) or VOC_CLASSES
-    split_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    names = read_lines(split_file) if split_file.is_file() else []
+    where, names, find_mask = _split(data, root, split)
     labels_from = _labels_from(data, root, required=split == data.train_split)
     read_labels = _label_reader(labels_from, root, classes)
-    return Listing(classes, [_item(root, name, read_labels) for name in names], labels_from, str(split_file))
+    items = [_item(root, name, read_labels, find_mask) for name in names]
+    return Listing(classes, items, labels_from, where)
 
 
-def _item(root: Path, name: str, read_labels: LabelReader) -> Item:
-    image, mask = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
+def _split(data: DataSection, root: Path, split: str) -> tuple[str, list[str], MaskFinder]:
+    """What lists the split, its ids, and where their masks are."""
+    lists = root / "ImageSets" / "Segmentation"
+    file = lists / f"{split}.txt"
+    if split == TRAIN_AUG and (data.sbd is not None or not file.is_file()):
+        sbd = sbd_folder(data)
+        files = list_files(lists, sbd)
+        return ", ".join(map(str, files.values())), train_aug_names(files), lambda name: _find_mask(root, name, sbd)
+    return str(file), read_lines(file) if file.is_file() else [], lambda name: _find_mask(root, name, None)
+
+
+def _find_mask(root: Path, name: str, sbd: Path | None) -> Path | MatMask | None:
+    """VOC's own mask where there is one (it marks outlines as ignored), else SBD's."""
+    own = root / "SegmentationClass" / f"{name}.png"
+    if own.is_file():
+        return own
+    other = sbd / "cls" / f"{name}.mat" if sbd is not None else None
+    return MatMask(other) if other is not None and other.is_file() else None
+
+
+def _item(root: Path, name: str, read_labels: LabelReader, find_mask: MaskFinder) -> Item:
+    image = root / "JPEGImages" / f"{name}.jpg"
     if name.startswith("/") or ".." in name.split("/"):
         return Item(name, image, None, None, ["the id leads out of the data folder; allowed: ids below JPEGImages"])
     labels, problems = read_labels(name)
-    return Item(name, image, labels, mask if mask.is_file() else None, problems)
+    return Item(name, image, labels, find_mask(name), problems)
 
 
 def _labels_from(data: DataSection, root: Path, required: bool) -> str:

@@ -27,6 +27,8 @@ ONE_FILE = {
     "deepspeed": None,
     "wandb": None,
     "accelerate": None,
+    "pycocotools": "data/coco_mask.py",
+    "scipy": "data/sbd.py",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -76,6 +78,8 @@ def test_optional_packages_stay_in_their_file() -> None:
              for name in ONE_FILE}  # fmt: skip
     assert users["ray"] <= {"runtime/ray_pool.py"}
     assert users["fsspec"] <= {"runtime/storage.py"}
+    assert users["pycocotools"] <= {"data/coco_mask.py"}
+    assert users["scipy"] <= {"data/sbd.py"}
     assert not users["s3fs"]
     assert not users["deepspeed"]
     assert not users["wandb"]
