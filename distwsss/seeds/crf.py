@@ -68,14 +68,18 @@ def _stacked(image: np.ndarray, unary: np.ndarray, params: CRFParams) -> np.ndar
     """
     seeds, labels, pixels = unary.shape
     centred = np.ascontiguousarray((unary - unary.mean(axis=1, keepdims=True))[:, 1:]).reshape(-1, pixels)
+    used = len(centred)
+    if used > 2:  # pydensecrf filters four at a time, faster where none is left over
+        centred = np.concatenate([centred, np.zeros((-used % 4, pixels), np.float32)])
     crf = _crf(image, centred, params)
     joint, energies, scratch = matrixXf(centred), matrixXf(-centred), MatrixXf()  # joint: filled below
     shape = (pixels, seeds, labels - 1)
-    q, exponents = (np.asarray(matrix).T.reshape(shape) for matrix in (joint, energies))  # views: labels lie together
+    q, exponents = (np.asarray(matrix).T[:, :used].reshape(shape) for matrix in (joint, energies))  # views
     assert np.shares_memory(q, np.asarray(joint)), "Q must be written in place"
     for _ in range(params.iterations):
         for block, marginals in _softmax(exponents):
-            q[block] = np.moveaxis(marginals[1:], 0, -1) - np.float32(1 / labels)
+            for label in range(1, labels):
+                np.subtract(marginals[label], np.float32(1 / labels), out=q[block][..., label - 1])
         crf.stepInference(joint, energies, scratch)  # its own softmax, over all seeds, is not used
     found = np.empty(unary.shape, np.float32)
     for block, marginals in _softmax(exponents):
@@ -86,15 +90,16 @@ def _stacked(image: np.ndarray, unary: np.ndarray, params: CRFParams) -> np.ndar
 def _softmax(exponents: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """n,m,L-1 of the labels after the first -> per block of pixels: its slice, marginals L,block,m.
 
-    Labels come first: numpy is slow over a short last axis.
+    Labels come first, and are copied one by one: numpy is slow over a short last axis.
     """
     pixels, others = exponents.shape[0], exponents.shape[-1]
     for start in range(0, pixels, BLOCK):
         block = slice(start, start + BLOCK)
         values = np.empty((others + 1, *exponents[block].shape[:2]), np.float32)
-        values[1:] = np.moveaxis(exponents[block], -1, 0)
+        for label in range(others):
+            values[label + 1] = exponents[block][..., label]
         np.negative(values[1:].sum(axis=0), out=values[0])
         values -= values.max(axis=0)
         np.exp(values, out=values)
-        values /= values.sum(axis=0)
+        values *= np.reciprocal(values.sum(axis=0))
         yield block, values
