@@ -209,6 +209,8 @@ def part_times(sample: Sample) -> dict[str, float]:
     height, width = image.shape[:2]
     values = np.ascontiguousarray(unaries[:, 1:]).reshape(-1, height * width)
     exponents = np.ascontiguousarray(values.T).reshape(height * width, len(unaries), -1)
+    if len(values) > 2:  # as `refine` does
+        values = np.concatenate([values, np.zeros((-len(values) % 4, height * width), np.float32)])
 
     def kernels(gaussian: bool, bilateral: bool) -> DenseCRF2D:
         found = DenseCRF2D(width, height, len(values))
