@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from distwsss.config.schema import RaySection
 from distwsss.runtime import ray_pool
@@ -101,19 +103,37 @@ def sleep_crf(task: tuple[float, int], results: list[bytes]) -> bytes:
     return os.urandom(size)
 
 
-def run_sleeping(stage: Stage, costs: Costs, warm: bool) -> float:
-    """Seconds of a real Ray run of this stage, after actors are up (`warm`: a first shard for every actor)."""
+def wait_at(gate: str) -> bytes:
+    """Says that this actor is up, then waits for the gate file."""
+    Path(gate, str(os.getpid())).touch()
+    while not Path(gate, "open").exists():
+        time.sleep(0.01)
+    return b"."
+
+
+def first_step(task: str | tuple[float, int]) -> bytes:
+    return wait_at(task) if isinstance(task, str) else sleep_cam(task)
+
+
+def run_sleeping(stage: Stage, costs: Costs) -> float:
+    """Seconds of a real Ray run of this stage, from the moment that every CAM actor is up and waits at a gate."""
     cam = (stage.shard * costs.cam_seconds, stage.shard * costs.cam_bytes)
     crf = (stage.shard * costs.crf_seconds, stage.shard * costs.shard_bytes)
     parts = tuple(ray_pool.Part(f"cam[{n}]", cam, str(n)) for n in range(stage.seeds))
     chunks = [ray_pool.Chunk(f"shard {n}", crf, parts, "crf") for n in range(stage.shards)]
-    first = [ray_pool.Chunk("first", (0.0, 1), tuple(ray_pool.Part("first", (3.0, 1)) for _ in range(stage.gpus)))]
-    steps = [ray_pool.Step(sleep_cam, stage.gpus, 0.0), ray_pool.Step(sleep_crf, stage.cores, 0.0)]
-    start = time.monotonic()
-    for chunk, part, _ in ray_pool.run_chunks(first * warm + chunks, steps, RaySection(), ray_pool.Load()):
-        if chunk.name == "first" and part is None:
-            start = time.monotonic()
-    return time.monotonic() - start
+    steps = [ray_pool.Step(first_step, stage.gpus, 0.0), ray_pool.Step(sleep_crf, stage.cores, 0.0)]
+    with tempfile.TemporaryDirectory() as gate:
+        waiting = ray_pool.Chunk("gate", (0.0, 1), tuple(ray_pool.Part("gate", gate) for _ in range(stage.gpus)))
+        opened: list[float] = []
+
+        def open_gate() -> None:
+            if not opened and len(list(Path(gate).iterdir())) == stage.gpus:
+                opened.append(time.monotonic())
+                Path(gate, "open").touch()
+
+        for _ in ray_pool.run_chunks([waiting, *chunks], steps, RaySection(), ray_pool.Load(), open_gate):
+            pass
+        return time.monotonic() - opened[0]
 
 
 def check(arguments: argparse.Namespace, costs: Costs) -> None:
@@ -124,13 +144,13 @@ def check(arguments: argparse.Namespace, costs: Costs) -> None:
         empty = replace(costs, cam_seconds=0.0, crf_seconds=0.0)
         small = replace(stage, gpus=2, cores=2)
         jobs = small.shards * (small.seeds + 1)
-        costs = replace(costs, driver_seconds=run_sleeping(small, empty, True) / jobs, publish_seconds=0.0)
+        costs = replace(costs, driver_seconds=run_sleeping(small, empty) / jobs, publish_seconds=0.0)
         print(f"driver, scheduler and object store: {1000 * costs.driver_seconds:.2f} ms a job ({jobs} empty jobs)")
         print("| CAM actors | CRF workers | jobs | CAM job s | CRF job s | predicted s | Ray s | Ray / predicted |")
         print("|---|---|---|---|---|---|---|---|")
         for crf_seconds in (costs.crf_seconds, 8 * costs.crf_seconds):  # limited by CAM, then by CRF
             case = replace(costs, crf_seconds=crf_seconds)
-            wanted, found = predict(stage, case)["total"], run_sleeping(stage, case, True)
+            wanted, found = predict(stage, case)["total"], run_sleeping(stage, case)
             row = [stage.gpus, stage.cores, jobs, stage.shard * case.cam_seconds, stage.shard * crf_seconds]
             shown = " | ".join(f"{value:g}" for value in row)
             print(f"| {shown} | {wanted:.1f} | {found:.1f} | {found / wanted:.2f} |")
