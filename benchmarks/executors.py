@@ -1,11 +1,11 @@
 """Ray's overhead over the local pool in the `seeds` stage, on real photographs and as users start it.
 
-    python benchmarks/executors.py --data PATH [--images 200 --runs 5]
+    python benchmarks/executors.py --data PATH [--images 200 --runs 5 --seeds 8]
 
 PATH is a VOC devkit folder. `distwsss seeds` makes the seeds of the same image shards with both executors, alternating;
 each also those of the first two shards alone, and the time of that (imports, Ray's start, processes) is subtracted, so
-that figures are of the other images. The classifiers are `tiny` ones with random weights and two seeds vote: an image
-costs a fraction of what it does in earnest, and overhead shows more. The shards of both must be equal.
+that figures are of the other images. The classifiers are `tiny` ones with random weights: an image costs a fraction of
+what it does in earnest, and overhead shows more; most of all with two seeds. The shards of both must be equal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.export import save_pretrained
 from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer
 
-SHARD, FIRST, DROPOUTS, WORKERS = 8, 16, [0.1, 0.3], 2
+SHARD, FIRST, WORKERS = 8, 16, 2
+KEYS = {2: ([0.1, 0.3], [1.0]), 8: ([0.05, 0.1, 0.2, 0.3], [1.0, 1.2])}  # seeds: dropouts, scales
 
 
 def write_images(folder: Path, data: str, images: int) -> None:
@@ -50,8 +51,8 @@ def write_images(folder: Path, data: str, images: int) -> None:
     write_index(folder, records, {"split": "train"}, listing.classes, "images")
 
 
-def write_classifiers(run: Path, classes: list[str]) -> None:
-    for number, p in enumerate(DROPOUTS):
+def write_classifiers(run: Path, classes: list[str], dropouts: list[float]) -> None:
+    for number, p in enumerate(dropouts):
         torch.manual_seed(number)
         model = Classifier(BackboneSection(name="tiny", pretrained=False, output_stride=8), classes, p)
         folder = run / "classify" / f"{p:.2f}" / "checkpoints" / "step-00000001"
@@ -62,18 +63,19 @@ def write_classifiers(run: Path, classes: list[str]) -> None:
         write_json(folder.parent.parent / "done.json", {})
 
 
-def make_place(folder: Path, data: str, images: int) -> Path:
+def make_place(folder: Path, data: str, images: int, seeds: int) -> Path:
     """A run whose next stage is `seeds`; returns its configuration."""
+    dropouts, scales = KEYS[seeds]
     write_images(folder / "shards/images/train", data, images)
     classes = list_voc(DataSection(dataset="voc", root=data), "train").classes
-    write_classifiers(folder / "run", classes)
+    write_classifiers(folder / "run", classes, dropouts)
     tree = {
         "name": "overhead",
         "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
         "data": {"dataset": "voc", "root": data},
         "hardware": {"device": "cpu", "workers": WORKERS},
-        "classify": {"dropouts": DROPOUTS},
-        "seeds": {"scales": [1.0]},
+        "classify": {"dropouts": dropouts},
+        "seeds": {"scales": scales},
     }
     (folder / "overhead.yaml").write_text(yaml.safe_dump(tree))
     return folder / "overhead.yaml"
@@ -98,12 +100,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="VOC devkit folder")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8, choices=KEYS)
     arguments = parser.parse_args()
     data = str(Path(arguments.data).resolve())
     times: dict[str, list[float]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as name:
-        whole = make_place(Path(name) / "whole", data, arguments.images)
-        first = make_place(Path(name) / "first", data, FIRST)
+        whole = make_place(Path(name) / "whole", data, arguments.images, arguments.seeds)
+        first = make_place(Path(name) / "first", data, FIRST, arguments.seeds)
         shown = None
         for run in range(arguments.runs):
             for executor in ("local", "ray") if run % 2 == 0 else ("ray", "local"):
