@@ -2,7 +2,8 @@
 
 Read by every stage; built only by `config.load`. Torch-free, so `distwsss config validate` answers at once.
 A field marked `neutral` cannot change a result (how often to log or save) and, like the sections `paths` and
-`hardware`, is left out of fingerprints (`parameters`).
+`hardware`, is left out of fingerprints (`parameters`). One marked `later` is left out at its default: runs from before
+it was there keep their fingerprints.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import (
 from distwsss.runtime.storage import Folder, Scratch, folder_at
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
+LATER: dict[str, Any] = {"later": True}
 DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
 
 
@@ -37,9 +39,10 @@ class Section(BaseModel):
         """The fields that can change a result, nested, JSON-ready: what a fingerprint covers."""
         kept: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("neutral"):
-                continue
+            marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             value = getattr(self, name)
+            if marks.get("neutral") or (marks.get("later") and value == field.default):
+                continue
             kept[name] = value.parameters() if isinstance(value, Section) else value
         return kept
 
@@ -228,6 +231,12 @@ class OptimSection(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.01
     momentum: Probability = 0.9
+    compat: Literal["none", "psa_momentum"] = Field(
+        "none",
+        description="psa_momentum: SGD as psa, SEAM and EPS ran it, whose optimizer takes the weight decay for its "
+        "momentum too (SEAM issue 21); `momentum` is not used then",
+        json_schema_extra=LATER,
+    )
     weight_decay: float = Field(5e-4, ge=0.0)
     decay_bias: bool = Field(False, description="weight decay on biases and norm layers too")
     head_multiplier: Positive = Field(10.0, description="learning rate of the new layers relative to the backbone")
@@ -241,17 +250,32 @@ class OptimSection(Section):
     keep_optimizer: bool = Field(False, description="keep optimizer state of a finished run", json_schema_extra=NEUTRAL)
     log_every: int = Field(10, ge=1, json_schema_extra=NEUTRAL)
 
+    @model_validator(mode="after")
+    def _compat(self) -> OptimSection:
+        if self.compat != "none" and (self.optimizer != "sgd" or self.weight_decay >= 1):
+            raise ValueError(
+                f"`compat` is {self.compat!r}, but `optimizer` is {self.optimizer!r} and `weight_decay` "
+                f"{self.weight_decay}; allowed: sgd with a weight decay below 1, or compat: none"
+            )
+        return self
+
 
 class BackboneSection(Section):
     name: str = Field(
         "lite",
         description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
-        "its head convolution (1280 channels, for classifiers); `tiny`: from scratch, for demo and tests",
+        "its head convolution (1280 channels, for classifiers); `resnet38`: the wide ResNet-38 of psa, SEAM and EPS "
+        "(4096 channels), from a file `weights`; `tiny`: from scratch, for demo and tests",
     )
     pretrained: bool = Field(
         True, description="start from the published weights of `name`; `tiny` has none", validate_default=True
     )
-    output_stride: Literal[8, 16, 32] = Field(16, description="`tiny` has 8 only", validate_default=True)
+    weights: str | None = Field(
+        None,
+        description="file with the weights to start from (docs/weights.md); default: those that `name` comes with",
+        json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
+    )
+    output_stride: Literal[8, 16, 32] = Field(16, description="`tiny` and `resnet38`: 8 only", validate_default=True)
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
     freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
 
@@ -261,16 +285,44 @@ class BackboneSection(Section):
         allowed = {"pretrained": False, "output_stride": 8}[str(info.field_name)]
         if info.data.get("name") == "tiny" and value != allowed:
             raise ValueError(f"allowed for backbone `tiny`, which has no published weights and one stride: {allowed}")
+        if info.field_name == "output_stride" and info.data.get("name") == "resnet38" and value != 8:
+            raise ValueError("allowed for backbone `resnet38`, which has one stride: 8")
         return value
+
+    @model_validator(mode="after")
+    def _weights(self) -> BackboneSection:
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("`weights` is a file, but `pretrained` is false; allowed: pretrained: true, or no file")
+        if self.name == "resnet38" and self.pretrained and self.weights is None:
+            raise ValueError(
+                "`weights` is missing: resnet38 comes with none; allowed: a file, as "
+                "ilsvrc-cls_rna-a1_cls1000_ep-0001.params (docs/weights.md), or pretrained: false"
+            )
+        return self
 
 
 class ClassifySection(Section):
     """One classifier per dropout probability p (METHOD section 1)."""
 
     dropouts: list[Probability] = Field([0.05, 0.10, 0.20, 0.30], min_length=1)
+    dropout_layer: Literal["dropout7", "b7"] = Field(
+        "dropout7",
+        description="the layer that p applies to: before the classification layer (psa), or, as in EPS, which has none "
+        "there, the two inside block b7 of resnet38",
+        json_schema_extra=LATER,
+    )
     backbone: BackboneSection = BackboneSection()
     augment: AugmentSection = AugmentSection(resize=[256, 512], resize_by="longest_side")
     optim: OptimSection = OptimSection()
+
+    @model_validator(mode="after")
+    def _layer(self) -> ClassifySection:
+        if self.dropout_layer == "b7" and self.backbone.name != "resnet38":
+            raise ValueError(
+                f"`dropout_layer` is 'b7', but `backbone.name` is {self.backbone.name!r}; allowed: dropout7, or "
+                "backbone resnet38"
+            )
+        return self
 
 
 class SeedsSection(Section):
@@ -379,8 +431,9 @@ class Config(Section):
             if len({f"{value:.2f}" for value in values}) != len(values):
                 faults.append(f"{key}: found {values}, names of seeds collide; allowed: values differing in 2 decimals")
         stride = self.seeds.output_stride
-        if self.classify.backbone.name == "tiny" and stride not in (None, 8):
-            faults.append(f"seeds.output_stride: found {stride}; allowed for backbone `tiny`: null or 8")
+        backbone = self.classify.backbone.name
+        if backbone in ("tiny", "resnet38") and stride not in (None, 8):
+            faults.append(f"seeds.output_stride: found {stride}; allowed for backbone `{backbone}`: null or 8")
         return faults
 
     def _vote_faults(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, `tiny`."""
+"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, `resnet38`, `tiny`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
-from distwsss.models.weights import load_lite
+from distwsss.models.resnet38 import ResNet38
+from distwsss.models.weights import load_file_into, load_lite, resnet38_name
 
 LITE = "tf_efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -84,7 +85,8 @@ class Backbone(nn.Module):
 
     def __init__(self, section: BackboneSection) -> None:
         super().__init__()
-        self.section, self.stride = section, section.output_stride
+        # a checkpoint describes the network, not the file it started from
+        self.section, self.stride = section.model_copy(update={"weights": None}), section.output_stride
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         if section.name == "tiny":  # the configuration allows it no published weights and stride 8 only
             self.net: nn.Module = TinyNet()
@@ -92,20 +94,27 @@ class Backbone(nn.Module):
             full = section.name == "lite_full"
             self.net = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)
             self.mean, self.std = [0.498] * 3, [0.502] * 3
-            if section.pretrained:
+            if section.pretrained and not section.weights:
                 load_lite(self.net.net)
+        elif section.name == "resnet38":
+            self.net = ResNet38()
         else:
-            self.net = TimmFeatures(section.name, section.pretrained, section.output_stride)
+            own = section.pretrained and not section.weights
+            self.net = TimmFeatures(section.name, own, section.output_stride)
             published = getattr(self.net.net, "pretrained_cfg", None) or {}
             self.mean = list(published.get("mean", self.mean))
             self.std = list(published.get("std", self.std))
+        if section.weights:
+            rename = resnet38_name if section.name == "resnet38" else str
+            load_file_into(getattr(self.net, "net", self.net), section.weights, rename)
         self.channels: int = self.net.channels
         # a layout, not a result: convolutions are 1.3 to 2 times as fast on CPUs, and what tensor cores want
         self.net.to(memory_format=torch.channels_last)
         self._freeze()
 
     def _freeze(self) -> None:
-        for prefix in self.section.freeze:
+        published = self.net.frozen if isinstance(self.net, ResNet38) and self.section.pretrained else ()
+        for prefix in (*self.section.freeze, *published):
             matching = [p for name, p in self.net.named_parameters() if name.removeprefix("net.").startswith(prefix)]
             if not matching:
                 raise ConfigError(f"backbone {self.section.name!r}: freeze: no parameter starts with {prefix!r}")

@@ -15,13 +15,19 @@ class Classifier(nn.Module):
     """Backbone, Dropout2d(p), 1x1 convolution without bias, global average pooling.
 
     `classes` are all classes, background first; the network scores the N foreground classes, channel i - 1 for class i.
+    With `dropout_layer` b7 (resnet38 only) p is that of the two dropouts inside block b7, and there is none before the
+    convolution, as in EPS.
     """
 
-    def __init__(self, backbone: BackboneSection, classes: list[str], dropout: float) -> None:
+    def __init__(
+        self, backbone: BackboneSection, classes: list[str], dropout: float, dropout_layer: str = "dropout7"
+    ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone)
-        self.classes, self.dropout_p = list(classes), dropout
-        self.dropout = nn.Dropout2d(dropout)
+        self.classes, self.dropout_p, self.dropout_layer = list(classes), dropout, dropout_layer
+        if dropout_layer == "b7":
+            self.backbone.net.set_b7_dropout(dropout)
+        self.dropout = nn.Dropout2d(0.0 if dropout_layer == "b7" else dropout)
         self.head = nn.Conv2d(self.backbone.channels, len(classes) - 1, 1, bias=False)
         nn.init.xavier_uniform_(self.head.weight)
         self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
@@ -45,4 +51,5 @@ class Classifier(nn.Module):
             "backbone": self.backbone.section.model_dump(),
             "classes": self.classes,
             "dropout": self.dropout_p,
+            "dropout_layer": self.dropout_layer,
         }

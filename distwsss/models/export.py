@@ -18,6 +18,7 @@ from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
+from distwsss.models.weights import load_exactly
 from distwsss.runtime.artifacts import manifest_problems, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -49,13 +50,14 @@ def _build(folder: Path, output_stride: int | None) -> nn.Module:
             architecture["backbone"]["output_stride"] = output_stride
         if architecture["kind"] == "classifier":
             section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
-            return Classifier(section, architecture["classes"], architecture["dropout"])
+            layer = architecture.get("dropout_layer", "dropout7")  # checkpoints from before it was a key
+            return Classifier(section, architecture["classes"], architecture["dropout"], layer)
         if architecture["kind"] in SEGMENTERS:
             return rebuild_segmenter(architecture)
     except OSError as error:
         found = f"cannot be read ({error.strerror})"
         raise CheckpointError(f"{path}: {found}; allowed: a checkpoint folder, step-NNNNNNNN") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{path}: does not describe a network of this version ({error})") from error
     raise CheckpointError(f"{path}: kind {architecture['kind']!r}; allowed: classifier, {', '.join(SEGMENTERS)}")
 
@@ -67,17 +69,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    wanted = model.state_dict()
-    problems = [f"missing {key}" for key in wanted if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in wanted]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)}, allowed {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in weights and weights[key].shape != wanted[key].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path}: does not fit the network: {'; '.join(problems[:20])}")
-    model.load_state_dict(weights)
+    load_exactly(model, weights, path)
 
 
 def from_pretrained(

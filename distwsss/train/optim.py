@@ -29,10 +29,16 @@ def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, 
 
 
 def build_optimizer(model: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
+    """SGD or AdamW over `parameter_groups`.
+
+    `compat: psa_momentum` gives SGD the weight decay as its momentum, as psa's tool/torchutils.py passes it (SEAM issue
+    21): SEAM's and EPS's published numbers were made so.
+    """
     groups = parameter_groups(model, section)
     if section.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=section.lr)
-    return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum)
+    momentum = section.weight_decay if section.compat == "psa_momentum" else section.momentum
+    return torch.optim.SGD(groups, lr=section.lr, momentum=momentum)
 
 
 def lr_factor(step: int, total: int, warmup: int, section: OptimSection) -> float:

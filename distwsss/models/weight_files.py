@@ -1,0 +1,77 @@
+"""Files of weights as {name: tensor}, whatever wrote them; no code in them is ever run. Called by `weights`.
+
+Formats go by the file's suffix: see `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distwsss.errors import CheckpointError
+from distwsss.models.mxnet_params import read_mxnet
+
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the weights
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises CheckpointError where it is missing, unknown, damaged or holds no tensors.
+
+    A wrapping `state_dict` or `model` and DataParallel's `module.` before every name are taken off.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise CheckpointError(f"{path}: found suffix {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; allowed: a file of weights ({', '.join(FORMATS)})")
+    content = FORMATS[path.suffix](path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = _tensors(content, path)
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; allowed: a mapping of names to tensors")
+    others = [f"{name!r}: {type(value).__name__}" for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path}: found {', '.join(others[:5])}; allowed: a mapping of names to tensors")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a PyTorch file of tensors and plain containers, or damaged ({reason}); nothing else is "
+            "unpickled"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({error})") from error
+
+
+# suffix -> reader
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    ".params": read_mxnet,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".safetensors": _read_safetensors,
+}
