@@ -159,6 +159,9 @@ class HardwareSection(Section):
     scratch_gb: Positive = Field(20.0, description="its size; the least recently used shards go, one always stays")
     micro_batch: int | None = Field(None, ge=1, description="images per rank and forward; default global batch / ranks")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    activation_checkpointing: bool = Field(
+        False, description="recompute the backbone's blocks in backward rather than keep what they computed"
+    )
     timeout_seconds: int = Field(600, ge=1, description="collectives that take longer end the run")
 
 
@@ -238,8 +241,16 @@ class OptimSection(Section):
         json_schema_extra=LATER,
     )
     weight_decay: float = Field(5e-4, ge=0.0)
-    decay_bias: bool = Field(False, description="weight decay on biases and norm layers too")
-    head_multiplier: Positive = Field(10.0, description="learning rate of the new layers relative to the backbone")
+    decay_bias: bool = Field(False, description="weight decay on biases too")
+    decay_norm: bool = Field(
+        False,
+        description="weight decay on normalisation layers, embeddings and position tables too",
+        json_schema_extra=LATER,
+    )
+    backbone_multiplier: Positive = Field(
+        1.0, description="learning rate of the backbone relative to `lr`", json_schema_extra=LATER
+    )
+    head_multiplier: Positive = Field(10.0, description="learning rate of the new layers relative to `lr`")
     bias_multiplier: Positive = Field(2.0, description="learning rate of biases relative to their layer's weights")
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: Positive = 0.9
@@ -265,7 +276,9 @@ class BackboneSection(Section):
         "lite",
         description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
         "its head convolution (1280 channels, for classifiers); `resnet38`: the wide ResNet-38 of psa, SEAM and EPS "
-        "(4096 channels), from a file `weights`; `tiny`: from scratch, for demo and tests",
+        "(4096 channels), from a file `weights`; `resnet101_caffe`: DeepLab's own (deeplab-pytorch), likewise; "
+        "`mit_b0` to `mit_b5` (SegFormer); `swin_tiny`, `swin_small`, `swin_base`, `swin_large` (Mask2Former); `tiny`: "
+        "from scratch, for demo and tests",
     )
     pretrained: bool = Field(
         True, description="start from the published weights of `name`; `tiny` has none", validate_default=True
@@ -278,6 +291,9 @@ class BackboneSection(Section):
     output_stride: Literal[8, 16, 32] = Field(16, description="`tiny` and `resnet38`: 8 only", validate_default=True)
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
     freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
+    drop_path: Probability = Field(
+        0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
+    )
 
     @field_validator("pretrained", "output_stride")
     @classmethod
@@ -343,14 +359,51 @@ class SeedsSection(Section):
     keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
 
 
+class Mask2FormerSection(Section):
+    """Sizes and set loss of Mask2Former; the defaults are those published for Swin-L (REFERENCE 4.7)."""
+
+    queries: int = Field(100, ge=1)
+    hidden: int = Field(256, ge=8, description="width of pixel decoder, transformer decoder and mask embedding")
+    feedforward: int = Field(2048, ge=8, description="hidden width of the transformer decoder's MLPs; encoder: half")
+    heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(6, ge=1)
+    decoder_layers: int = Field(9, ge=1)
+    set_loss: float = Field(1.0, ge=0.0, description="weight of its own set loss on clean pixels; 0: hybrid loss only")
+    points: int = Field(12544, ge=1, description="clean pixels sampled per mask, for matching and for the set loss")
+    oversample: float = Field(3.0, ge=1.0, description="candidates per point of the set loss")
+    importance: float = Field(0.75, ge=0.0, le=1.0, description="share of the points that are the most uncertain ones")
+    class_weight: float = Field(2.0, ge=0.0)
+    mask_weight: float = Field(5.0, ge=0.0)
+    dice_weight: float = Field(5.0, ge=0.0)
+    no_object: float = Field(0.1, gt=0.0, description="weight of the class no-object")
+
+
 class TrainSection(Section):
     """The segmenter and its loss (METHOD sections 4 and 5)."""
 
-    model: Literal["deeplab"] = "deeplab"
-    head: Literal["largefov", "aspp"] = "aspp"
-    head_channels: int = Field(1024, ge=1, description="LargeFOV: width of its two hidden layers")
+    model: Literal["deeplab", "segformer", "mask2former"] = "deeplab"
+    lineage: Literal["plain", "classic", "codebase"] = Field(
+        "plain",
+        description="DeepLab as two public codebases have it: classic (deeplab-pytorch: summed ASPP, resnet101_caffe, "
+        "4-term loss) or codebase (semantic-segmentation-codebase: BatchNorm heads, image pooling, resnet101s)",
+        json_schema_extra=LATER,
+    )
+    head: Literal["largefov", "aspp"] = Field("aspp", description="deeplab: V1's or V2's head")
+    head_channels: int | None = Field(
+        None,
+        ge=1,
+        description="width of LargeFOV's hidden layers (default 1024; codebase: 512), of the codebase lineage's ASPP "
+        "branches (256) and of SegFormer's decoder (256 for mit_b0 and mit_b1, else 768)",
+    )
     head_dropout: Probability = 0.5
+    mask2former: Mask2FormerSection = Field(Mask2FormerSection(), json_schema_extra=LATER)
     backbone: BackboneSection = BackboneSection()
+    weights: str | None = Field(
+        None,
+        description="file or folder with a whole network's weights to start from (docs/weights.md); classification "
+        "layers of other classes are left out",
+        json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
+    )
     labels: str = Field(
         "vote", description="vote | seed:NAME (one seed, all clean) | truth (fully supervised upper bound)"
     )
@@ -369,6 +422,26 @@ class TrainSection(Section):
     def _labels(self) -> TrainSection:
         if not (self.labels in ("vote", "truth") or self.labels.startswith("seed:")):
             raise ValueError(f"`labels` is {self.labels!r}; allowed: vote, truth or seed:NAME")
+        return self
+
+    @model_validator(mode="after")
+    def _network(self) -> TrainSection:
+        """Raises ValueError where model, lineage and backbone do not go together."""
+        name = self.backbone.name
+        wanted = {"segformer": ("mit_",), "mask2former": ("swin_",)}.get(self.model)
+        if wanted and not name.startswith(wanted):
+            raise ValueError(f"`backbone.name` is {name!r}; allowed for model {self.model}: {wanted[0]}*")
+        if self.model == "deeplab" and name.startswith(("mit_", "resnet38")):
+            raise ValueError(f"`backbone.name` is {name!r}; allowed for model deeplab: a convolutional network")
+        if self.lineage != "plain" and self.model != "deeplab":
+            raise ValueError(f"`lineage` is {self.lineage!r}; allowed for model {self.model}: plain")
+        if (self.lineage == "classic") != (name == "resnet101_caffe"):
+            raise ValueError(
+                f"`lineage` is {self.lineage!r}, `backbone.name` {name!r}; allowed: classic with resnet101_caffe, "
+                "another lineage with another backbone"
+            )
+        if self.lineage == "classic" and self.head != "aspp":
+            raise ValueError("`head` is 'largefov'; allowed for lineage classic: aspp")
         return self
 
 

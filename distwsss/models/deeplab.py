@@ -59,12 +59,18 @@ class DeepLab(nn.Module):
             self.head = LargeFOV(self.backbone.channels, len(classes), head_channels, head_dropout)
         self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
 
+    align_corners = False
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
 
     def training_outputs(self, images: Tensor) -> list[Tensor]:
         """Logits the loss is summed over (one here)."""
         return [self(images)]
+
+    def loss_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The size at which each of them meets the labels: the labels' own."""
+        return [(height, width)]
 
     def architecture(self) -> dict[str, Any]:
         """What `models.export` needs to build this network again."""

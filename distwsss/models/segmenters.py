@@ -1,8 +1,11 @@
 """Segmenters by name. Contract (DESIGN, Segmenter), held by `tests/unit/test_segmenters.py`:
 
-`forward(images: B,3,H,W) -> logits: B,K,h,w` with softmax(logits) the class distribution; `training_outputs(images)`
-a list of logits the loss is summed over; attributes `mean`, `std`, `stride`, `classes` (background first);
-`architecture()` for `models.export`; the backbone's parameters are named `backbone.*`.
+`forward(images: B,3,H,W) -> logits: B,K,h,w` with softmax(logits) the class distribution; attributes `mean`, `std`,
+`stride`, `classes` (background first), `align_corners` (how logits are brought to another size, bilinear);
+`training_outputs(images)` a list of logits the loss is summed over, and `loss_sizes(H, W)` the size at which each of
+them meets the labels: (H, W) itself, or the logits' own, to which the labels are then resized;
+`checkpoint_activations()` trades a second forward of the backbone's blocks for their activations; `architecture()` for
+`models.export`; the backbone's parameters are named `backbone.*`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
     """The segmenter that `train` asks for, from its backbone's published weights where these are asked for."""
     options: dict[str, Any] = {
         "head": section.head,
-        "head_channels": section.head_channels,
+        "head_channels": section.head_channels or 1024,
         "head_dropout": section.head_dropout,
     }
     return SEGMENTERS[section.model](backbone=section.backbone, classes=classes, **options)

@@ -70,7 +70,9 @@ def environment() -> dict[str, Any]:
 
 def check_absolute_roots(config: Config) -> None:
     """For a Ray cluster, where a relative folder would lie in some process's own working folder. Raises ConfigError."""
-    roots = {"paths.run": config.run_dir, "paths.shards": config.shard_dir}
+    roots: dict[str, Any] = {"paths.run": config.run_dir, "paths.shards": config.shard_dir}
+    if config.classify.backbone.weights:
+        roots["classify.backbone.weights"] = Path(config.classify.backbone.weights)
     problems = [
         f"`{key}`: found {folder}; allowed: an absolute path on storage that all nodes share"
         + (", or a URL such as s3://BUCKET/PREFIX" if key == "paths.shards" else "")

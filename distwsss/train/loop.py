@@ -188,12 +188,12 @@ def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> N
     bar = step_bar(start, total, run.task.name)
     for step in bar:
         batches = [next(loader) for _ in range(run.accelerator.gradient_accumulation_steps)]
-        count, stopping = _agree(run, batches, stop)
+        scales, stopping = _agree(run, batches, stop)
         if stopping:
             _save(run, step)
             raise KeyboardInterrupt
         set_lr(run.optimizer, section.lr * lr_factor(step, total, warmup, section))
-        _train_step(run, step, batches, count)
+        _train_step(run, step, batches, scales)
         fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
         if (step + 1) % section.log_every == 0 or step + 1 == total:
             line = _log_metrics(run, step + 1)
@@ -208,14 +208,19 @@ def _steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> N
             _evaluate(run, step + 1)
 
 
-def _agree(run: Run, batches: list[Batch], stop: StopSignal) -> tuple[int, bool]:
-    """C of the step over all ranks, and whether one was asked to stop: one collective, before the first backward."""
-    local = sum(0 if batch["empty"] else run.task.counts(batch) for batch in batches)
-    count, stopping = all_sum(run.accelerator, torch.tensor([local, int(stop.asked)])).tolist()
-    return count, bool(stopping)
+def _agree(run: Run, batches: list[Batch], stop: StopSignal) -> tuple[Tensor, bool]:
+    """w / C of each term of the step over all ranks (0 where C is 0), on the device, and whether a rank was asked to
+    stop: one collective, before the first backward."""
+    local = [run.task.counts(batch) for batch in batches if not batch["empty"]]
+    sums = [sum(term) for term in zip(*local, strict=True)] or [0.0] * len(run.task.weights)
+    agreed = all_sum(run.accelerator, torch.tensor([*sums, float(stop.asked)], dtype=torch.float64))
+    counts, weights = agreed[:-1], torch.tensor(run.task.weights, dtype=torch.float64, device=agreed.device)
+    scales = torch.where(counts > 0, weights / counts, 0.0).float()
+    return scales.to(run.accelerator.device), bool(agreed[-1])
 
 
-def _train_step(run: Run, step: int, batches: list[Batch], count: int) -> None:
+def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> None:
+    """Forward and backward of every micro-batch, then the optimizer. scales: float32[terms], w / C of each."""
     accelerator, last = run.accelerator, len(batches) - 1
     finite = True
     for micro, batch in enumerate(batches):
@@ -225,15 +230,15 @@ def _train_step(run: Run, step: int, batches: list[Batch], count: int) -> None:
         with nullcontext() if micro == last else accelerator.no_sync(run.model):
             with accelerator.autocast():
                 outputs = run.model(on_device["image"])
-            total, parts = run.task.sums(outputs, on_device)
+            sums, parts = run.task.sums(outputs, on_device)
             if batch["empty"]:  # a slice without samples: its graph takes part, with nothing to say
-                total, parts = total * 0, {}
-            finite = finite and bool(torch.isfinite(total))
+                sums, parts = sums * 0, {}
+            loss = (sums * scales).sum()
+            finite = finite and bool(torch.isfinite(loss))
             if micro == last:
                 _check_finite(run, step, batches, finite)
-            loss = total * (accelerator.num_processes * accelerator.gradient_accumulation_steps / max(count, 1))
-            accelerator.backward(loss)
-        run.meter.add("loss", total.detach() / max(count, 1))
+            accelerator.backward(loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
+        run.meter.add("loss", loss.detach())
         run.meter.add_parts(parts)
         run.meter.images += 0 if batch["empty"] else len(batch["keys"])
     if run.task.optim.clip_grad:

@@ -6,25 +6,43 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import OptimSection
 
+# modules whose parameters, and tables whose names, are positions and scales rather than weights: norms, embeddings
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+TABLES = ("relative_position_bias_table", "position_embeddings", "level_embed")
+
+
+def _kinds(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> `matrix`, `vector` (biases) or `norm` (normalisation layers, embeddings, position tables)."""
+    kinds = {}
+    for prefix, module in model.named_modules():
+        for last, parameter in module.named_parameters(prefix, recurse=False):
+            if isinstance(module, NORMS) or last.endswith(TABLES):
+                kinds[last] = "norm"
+            else:
+                kinds[last] = "vector" if parameter.ndim <= 1 else "matrix"
+    return kinds
+
 
 def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, object]]:
-    """Groups by (backbone or head) x (matrices, or biases and norms), each with its `multiplier` and weight decay."""
-    heads, vectors = {True: section.head_multiplier, False: 1.0}, {True: section.bias_multiplier, False: 1.0}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Groups by (backbone or head) x kind, each with its `multiplier` (of the learning rate) and weight decay."""
+    decays = {"matrix": True, "vector": section.decay_bias, "norm": section.decay_norm}
+    places = {True: section.head_multiplier, False: section.backbone_multiplier}
+    kinds = _kinds(model)
+    groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head, is_vector = not name.startswith("backbone."), parameter.ndim <= 1
-            groups.setdefault((is_head, is_vector), []).append(parameter)
+            groups.setdefault((not name.startswith("backbone."), kinds[name]), []).append(parameter)
     return [
         {
             "params": parameters,
-            "multiplier": heads[is_head] * vectors[is_vector],
-            "weight_decay": 0.0 if is_vector and not section.decay_bias else section.weight_decay,
+            "multiplier": places[is_head] * (1.0 if kind == "matrix" else section.bias_multiplier),
+            "weight_decay": section.weight_decay if decays[kind] else 0.0,
         }
-        for (is_head, is_vector), parameters in sorted(groups.items())
+        for (is_head, kind), parameters in sorted(groups.items())
     ]
 
 

@@ -1,8 +1,8 @@
 """What is trained: the classifier task and the segmenter task. The loop knows only this interface:
 
-`terms`     names of the loss terms (each weight 1);
-`counts`    batch -> C of each term on this micro-batch, from labels and masks alone, int;
-`sums`      (outputs, batch) -> S of each term, float32 with graph, and parts to log as (sum, count);
+`weights`   w of each loss term: a step's loss is the sum of w S / C, S and C over the whole global batch;
+`counts`    batch -> C of each term on this micro-batch, from labels and masks alone;
+`sums`      (outputs, batch) -> S of each term, float32[terms] with graph, and parts to log as (sum, count);
 `model`, `samples` (loads one image), `selection` (which images), and optionally `held_out` (mIoU on ids kept out).
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distwsss.config import Config
@@ -25,13 +24,11 @@ from distwsss.data.shard_index import Selection, ShardIndex, images_dir, load_in
 from distwsss.data.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
-from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.seeding import derive_seed
-
-Parts = dict[str, tuple[Tensor, Tensor]]
+from distwsss.train.terms import Parts, segmenter_terms
 
 
 @dataclass
@@ -45,8 +42,9 @@ class Task:
     optim: OptimSection
     augment: AugmentSection
     parameters: dict[str, Any]
-    counts: Callable[[Batch], int]
-    sums: Callable[[list[Tensor], Batch], tuple[Tensor, Parts]]
+    counts: Callable[[Batch], list[float]]
+    sums: Callable[[Any, Batch], tuple[Tensor, Parts]]
+    weights: tuple[float, ...] = (1.0,)
     held_out: Selection | None = None
     evaluate_every: str | None = None
 
@@ -70,7 +68,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
         optim=section.optim,
         augment=section.augment,
         parameters=parameters,
-        counts=lambda batch: len(batch["image"]),
+        counts=lambda batch: [len(batch["image"])],
         sums=_classifier_sums,
     )
 
@@ -82,7 +80,7 @@ def _weights_read(section: BackboneSection) -> dict[str, str]:
 
 def _classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
     losses = [multilabel_loss(scores, batch["targets"]) for scores in outputs]
-    return torch.stack([loss for loss, _ in losses]).sum(), {}
+    return torch.stack([loss for loss, _ in losses]).sum()[None], {}
 
 
 def segmenter_task(config: Config) -> Task:
@@ -110,6 +108,7 @@ def segmenter_task(config: Config) -> Task:
             verified(index)
     torch.manual_seed(derive_seed(config.seed, "train"))
     model = build_segmenter(section, pseudo.classes)
+    terms = segmenter_terms(section, model)
     return Task(
         name="train",
         model=model,
@@ -118,8 +117,9 @@ def segmenter_task(config: Config) -> Task:
         optim=section.optim,
         augment=section.augment,
         parameters={"seed": config.seed, "train": section.parameters(), "inputs": inputs},
-        counts=_valid_pixels,
-        sums=lambda outputs, batch: segmenter_sums(outputs, batch, section),
+        counts=terms.counts,
+        sums=terms.sums,
+        weights=terms.weights,
         held_out=held_out,
         evaluate_every=section.evaluate_every,
     )
@@ -156,29 +156,3 @@ def _held_out_images(index: ShardIndex, section: TrainSection) -> Selection | No
     held_out = index.select(lambda key: key in kept_out)
     has_truth = any("truth.png" in members for shard in index.shards for members in shard.members)
     return held_out if len(held_out) and has_truth and section.evaluate_every else None
-
-
-def _valid_pixels(batch: Batch) -> int:
-    return int((batch["labels"] != 255).sum())
-
-
-def segmenter_sums(outputs: list[Tensor], batch: Batch, section: TrainSection) -> tuple[Tensor, Parts]:
-    """S of the one term of `section.loss`, summed over the outputs, and its parts."""
-    labels, clean = batch["labels"], batch["clean"]
-    valid = labels != 255
-    total, parts = torch.zeros((), device=labels.device), {}
-    for logits in outputs:
-        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if section.loss == "cross_entropy":
-            parts = {"positive": cross_entropy_term(logits, labels, valid)}
-        elif section.loss == "positive":
-            parts = {"positive": positive_loss(logits, labels, valid, temperature=section.temperature)}
-        else:
-            parts = {
-                "positive": positive_loss(logits, labels, valid & clean, temperature=section.temperature),
-                "negative": negative_loss(
-                    logits, batch["complements"], valid & ~clean, temperature=section.temperature
-                ),
-            }
-        total = total + torch.stack([part for part, _ in parts.values()]).sum()
-    return total, parts

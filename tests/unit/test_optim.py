@@ -59,3 +59,27 @@ def test_split_needs_as_few_micro_batches_as_fit(global_batch: int, world: int, 
     assert split.micro_batch <= (micro or math.inf)
     assert world * split.accumulation * split.micro_batch >= global_batch
     assert world * (split.accumulation - 1) * split.micro_batch < global_batch
+
+
+def test_decay_and_multipliers_of_transformers() -> None:
+    """SegFormer's and Mask2Former's published settings: biases decay, norms, embeddings and position tables do not."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    model.backbone.relative_position_bias_table = torch.nn.Parameter(torch.zeros(3, 2))
+    model.queries, model.head = torch.nn.Embedding(2, 2), torch.nn.Linear(2, 2)
+    section = OptimSection(
+        weight_decay=0.05, decay_bias=True, backbone_multiplier=0.1, head_multiplier=1.0, bias_multiplier=1.0
+    )
+    groups = build_optimizer(model, section).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: (g["multiplier"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found == {
+        "backbone.0.weight": (0.1, 0.05),
+        "backbone.0.bias": (0.1, 0.05),
+        "backbone.1.weight": (0.1, 0.0),
+        "backbone.1.bias": (0.1, 0.0),
+        "backbone.relative_position_bias_table": (0.1, 0.0),
+        "queries.weight": (1.0, 0.0),
+        "head.weight": (1.0, 0.05),
+        "head.bias": (1.0, 0.05),
+    }

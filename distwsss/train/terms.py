@@ -1,0 +1,74 @@
+"""A segmenter's loss terms: each output against the labels at its size. Called by `train.task`.
+
+Counts come from labels and masks alone, so that the loop can add them over ranks before the first backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distwsss.config.schema import TrainSection
+from distwsss.data.batches import Batch
+from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
+
+Parts = dict[str, tuple[Tensor, Tensor]]  # what is logged: name -> (sum, count)
+Size = tuple[int, int]
+MAPS = ("labels", "clean", "complements")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """`weights`, `counts` and `sums` of `train.task.Task`."""
+
+    weights: tuple[float, ...]
+    counts: Callable[[Batch], list[float]]
+    sums: Callable[[Any, Batch], tuple[Tensor, Parts]]
+
+
+def segmenter_terms(section: TrainSection, model: nn.Module) -> Terms:
+    """One term of weight 1 per output of `model.training_outputs`, of the loss that `section.loss` names."""
+
+    def counts(batch: Batch) -> list[float]:
+        return [
+            int((_at(batch["labels"], size) != 255).sum()) for size in model.loss_sizes(*batch["labels"].shape[-2:])
+        ]
+
+    def sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
+        found = [
+            pixel_terms(logits, {name: _at(batch[name], size) for name in MAPS if name in batch}, section, model)
+            for logits, size in zip(outputs, model.loss_sizes(*batch["labels"].shape[-2:]), strict=True)
+        ]
+        return torch.stack([torch.stack([part for part, _ in parts.values()]).sum() for parts in found]), found[0]
+
+    crop = section.augment.crop
+    return Terms((1.0,) * len(model.loss_sizes(crop, crop)), counts, sums)
+
+
+def _at(labels: Tensor, size: Size) -> Tensor:
+    """B,H,W maps at `size`, nearest (pixel centres, as Pillow resizes)."""
+    if labels.shape[-2:] == size:
+        return labels
+    return F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def pixel_terms(logits: Tensor, maps: Batch, section: TrainSection, model: nn.Module) -> Parts:
+    """Sum and count of the parts of `section.loss`: logits B,K,h,w, brought to the labels' size H,W, against B,H,W."""
+    labels, clean = maps["labels"], maps["clean"]
+    valid = labels != 255
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=model.align_corners)
+    if section.loss == "cross_entropy":
+        return {"positive": cross_entropy_term(logits, labels, valid)}
+    tau = section.temperature
+    if section.loss == "positive":
+        return {"positive": positive_loss(logits, labels, valid, temperature=tau)}
+    return {
+        "positive": positive_loss(logits, labels, valid & clean, temperature=tau),
+        "negative": negative_loss(logits, maps["complements"], valid & ~clean, temperature=tau),
+    }
