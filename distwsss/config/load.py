@@ -1,6 +1,7 @@
 """From a YAML file, a profile and `--set` overrides to one checked `Config`; all problems reported at once.
 
-Called by `cli`. A profile is `configs/profiles/NAME.yaml` (or a path) overlaid on the file.
+Called by `cli`. A file may stand on another, its `base: FILE`; a profile is `configs/profiles/NAME.yaml` (or a path)
+overlaid on the file.
 """
 
 from __future__ import annotations
@@ -68,6 +69,19 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; allowed: a mapping of sections at the top")
     return tree
+
+
+def _overlay_file(tree: dict[str, Any], path: Path, origin: dict[str, str], below: tuple[Path, ...] = ()) -> None:
+    """Overlay a file on `tree`, after the file that its `base` names (relative to its folder), if it names one."""
+    if path.resolve() in below:
+        raise ConfigError(f"{path}: `base`: found itself again through {below[-1]}; allowed: files without a circle")
+    own = _read(path)
+    base = own.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{path}: `base`: found {base!r}; allowed: the name of a YAML file, relative to this one")
+    if base:
+        _overlay_file(tree, path.parent / base, origin, (*below, path.resolve()))
+    _overlay(tree, own, str(path), origin)
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any], where: str, origin: dict[str, str], prefix: str = "") -> None:
@@ -167,7 +181,7 @@ def load_config(path: str | Path, profile: str | None = None, overrides: list[st
     path = Path(path)
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    _overlay(tree, _read(path), str(path), origin)
+    _overlay_file(tree, path, origin)
     if profile:
         profile_path = _profile_path(profile, path)
         _overlay(tree, _read(profile_path), str(profile_path), origin)

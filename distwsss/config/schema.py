@@ -121,9 +121,13 @@ class PathsSection(Section):
     """Where results go. Left out of fingerprints."""
 
     run: str | None = Field(None, description="run folder; default runs/NAME")
+    classifiers: str | None = Field(
+        None,
+        description="folder of the classifiers, shared by runs that differ later; default: classify in the run folder",
+    )
     shards: str | None = Field(None, description="shard folder, or a URL as s3://BUCKET/PREFIX; default shards/NAME")
 
-    @field_validator("run")
+    @field_validator("run", "classifiers")
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if value is not None and "://" in value:
@@ -473,6 +477,11 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.paths.run or f"runs/{self.name}")
+
+    def classifier_dir(self, dropout: float) -> Path:
+        """Where the classifier of dropout probability `dropout` lies."""
+        folder = Path(self.paths.classifiers) if self.paths.classifiers else self.run_dir / "classify"
+        return folder / f"{dropout:.2f}"
 
     @property
     def shard_dir(self) -> Folder:

@@ -129,7 +129,7 @@ def _clean(quality: dict[str, Any] | None) -> str:
 
 
 def _curves(config: Config) -> str:
-    folders = {f"p = {p:.2f}": config.run_dir / "classify" / f"{p:.2f}" for p in config.classify.dropouts}
+    folders = {f"p = {p:.2f}": config.classifier_dir(p) for p in config.classify.dropouts}
     losses = {name: series(read_metrics(path / "metrics.jsonl"), "loss") for name, path in folders.items()}
     losses = {name: points for name, points in losses.items() if points}
     metrics = read_metrics(config.run_dir / "train" / "metrics.jsonl")

@@ -23,6 +23,11 @@ def launched_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """RANK as torchrun set it; 0 outside."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def make_accelerator(hardware: HardwareSection, accumulation: int) -> Accelerator:
     """Raises LaunchError when CUDA is asked for but absent, or when the world is not what the launcher started."""
     if hardware.device == "cuda" and not torch.cuda.is_available():
@@ -34,7 +39,7 @@ def make_accelerator(hardware: HardwareSection, accumulation: int) -> Accelerato
         gradient_accumulation_steps=accumulation,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=hardware.timeout_seconds))],
     )
-    world, rank = launched_world_size(), int(os.environ.get("RANK", "0"))
+    world, rank = launched_world_size(), launched_rank()
     if (accelerator.num_processes, accelerator.process_index) != (world, rank):
         raise LaunchError(
             f"the launcher started rank {rank} of {world}, but Accelerate sees rank {accelerator.process_index} of "

@@ -8,7 +8,6 @@ adds up their counts and the stop flag over the ranks in one collective, then ba
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import drop_optimizer_states, load_checkpoint, newest_checkpoint, save_checkpoint
-from distwsss.train.engine import all_sum, launched_world_size, make_accelerator
+from distwsss.train.engine import all_sum, launched_rank, launched_world_size, make_accelerator
 from distwsss.train.heldout import held_out_miou
 from distwsss.train.optim import build_optimizer, lr_factor, set_lr
 from distwsss.train.task import Parts, Task
@@ -115,7 +114,7 @@ def fit(
     section, world = task.optim, launched_world_size()
     if section.global_batch < world:
         raise ConfigError(f"{task.name}: global_batch is {section.global_batch}; allowed: {world} or more, one a rank")
-    split = split_batch(section.global_batch, hardware.micro_batch, int(os.environ.get("RANK", "0")), world)
+    split = split_batch(section.global_batch, hardware.micro_batch, launched_rank(), world)
     accelerator = make_accelerator(hardware, split.accumulation)
     total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
     optimizer = build_optimizer(task.model, section)

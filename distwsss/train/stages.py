@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
 from distwsss.runtime.run_folder import check_absolute_roots, config_text
-from distwsss.train.engine import launched_world_size
+from distwsss.train.engine import launched_rank, launched_world_size
 from distwsss.train.loop import DONE, fit
 from distwsss.train.task import Task, classifier_task, segmenter_task
 
@@ -35,11 +36,7 @@ def classify(config: Config, resume: str = "auto") -> None:
         _classify_on_ray(config, resume)
         return
     for dropout in config.classify.dropouts:
-        _run(classifier_task(config, dropout), config, _classifier_folder(config, dropout), resume)
-
-
-def _classifier_folder(config: Config, dropout: float) -> Path:
-    return config.run_dir / "classify" / f"{dropout:.2f}"
+        train_classifier(ClassifierJob(config, dropout, resume), [])
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,13 @@ class ClassifierJob:
 
 
 def train_classifier(job: ClassifierJob, parts: list[None]) -> None:
-    """Train one classifier in this process. A lock keeps out the worker of a driver that was killed a moment ago."""
-    folder = _classifier_folder(job.config, job.dropout)
+    """Train one classifier in this process. A lock, held by rank 0, keeps out other runs that share the classifiers and
+    the worker of a driver that was killed a moment ago."""
+    folder = job.config.classifier_dir(job.dropout)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=ORPHAN_SECONDS) if launched_rank() == 0 else nullcontext()
     try:
-        with FileLock(folder / "lock", timeout=ORPHAN_SECONDS):
+        with lock:
             _run(classifier_task(job.config, job.dropout), job.config, folder, job.resume)
     except Timeout:
         raise RunError(f"{folder}: locked, another process trains this classifier; wait for it or end it") from None
@@ -85,7 +84,7 @@ def _classify_on_ray(config: Config, resume: str) -> None:
 
 def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
     """Logs the newest step of each classifier in training, every so often: actors' own lines go to Ray's log files."""
-    folders = [_classifier_folder(config, dropout) for dropout in config.classify.dropouts]
+    folders = [config.classifier_dir(dropout) for dropout in config.classify.dropouts]
     last = time.monotonic()
 
     def tick() -> None:

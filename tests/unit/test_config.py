@@ -34,6 +34,23 @@ def test_profiles_overlay_hardware_only(path: Path, tmp_path: Path) -> None:
     assert overlaid.model_copy(update={"hardware": plain.hardware}) == plain
 
 
+def test_a_file_stands_on_its_base(tmp_path: Path) -> None:
+    write(tmp_path, BASE + "seed: 3\ntrain: {loss: positive, optim: {lr: 0.5}}\n", "base.yaml")
+    (tmp_path / "sub").mkdir()
+    path = write(tmp_path / "sub", "base: ../base.yaml\nname: other\ntrain: {optim: {lr: 0.25, momentum: 0.0}}\n")
+    config = load_config(path)
+    assert (config.name, config.seed, config.train.loss) == ("other", 3, "positive")
+    assert (config.train.optim.lr, config.train.optim.momentum) == (0.25, 0.0)
+    write(tmp_path, "base: sub/c.yaml\n", "base.yaml")
+    with pytest.raises(ConfigError, match="found itself again"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"`base`: found 3; allowed: the name of a YAML file"):
+        load_config(write(tmp_path, "base: 3\n" + BASE))
+    write(tmp_path, BASE + "train: {loss: hybird}\n", "base.yaml")
+    with pytest.raises(ConfigError, match=r"base\.yaml: `train\.loss`: found 'hybird'"):
+        load_config(path)
+
+
 def test_all_problems_in_one_report_with_source_key_and_suggestion(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "train:\n  loss: hybird\n  optim: {lrr: 1}\nseeds: {alpha: -1}\n")
     with pytest.raises(ConfigError) as caught:
