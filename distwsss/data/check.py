@@ -1,8 +1,10 @@
-"""What is wrong with a listing: images, masks, labels, ids. Called by `data/prepare.py` before anything is written."""
+"""What is wrong with a listing: images, masks, labels, ids. Called by `data/prepare.py` before anything is written, and
+by `evaluate/submit.py`."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 
@@ -10,26 +12,41 @@ from distwsss.config.schema import DataSection
 from distwsss.data.images import decode_image
 from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
 from distwsss.errors import DataError
+from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import track
 
 IGNORE = 255
+CHUNK = 32  # images that a process checks at a time
 
 
 def listing_problems(listing: Listing, data: DataSection, labelled: bool, workers: int, what: str) -> list[list[str]]:
     """What is wrong with each item of a split, in the order of the listing; every image and mask is decoded.
 
-    `labelled`: each image needs labels. `workers`: decoding threads. `what`: names the progress. The texts do not name
-    the item.
+    `labelled`: each image needs labels. `workers`: processes that decode. `what`: names the progress. The texts do not
+    name the item.
     """
-    repeated = _repeated(listing.items)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(lambda item: _file_problems(item, len(listing.classes), data.max_pixels), listing.items)
-        of_files = list(track(found, len(listing.items), what))
+    repeated, of_files = _repeated(listing.items), _of_files(listing, data.max_pixels, workers, what)
     problems = []
     for position, item in enumerate(listing.items):
         of_labels = _label_problems(item, listing.labels_from, data.allow_empty) if labelled else []
         problems.append([*item.problems, *repeated.get(position, []), *of_labels, *of_files[position]])
     return problems
+
+
+def _of_files(listing: Listing, max_pixels: int, workers: int, what: str) -> list[list[str]]:
+    """`_file_problems` of every item, in order."""
+    items = listing.items
+    chunks = [range(start, min(start + CHUNK, len(items))) for start in range(0, len(items), CHUNK)]
+    tasks = [(chunk, [items[position] for position in chunk]) for chunk in chunks]
+    found: dict[int, list[str]] = {}
+    with closing(spread(partial(_chunk_problems, len(listing.classes), max_pixels), tasks, workers)) as checked:
+        each = (pair for (chunk, _), problems in checked for pair in zip(chunk, problems, strict=True))
+        found.update(track(each, len(items), what))
+    return [found[position] for position in range(len(items))]
+
+
+def _chunk_problems(classes: int, max_pixels: int, task: tuple[range, list[Item]]) -> list[list[str]]:
+    return [_file_problems(item, classes, max_pixels) for item in task[1]]
 
 
 def _repeated(items: list[Item]) -> dict[int, list[str]]:

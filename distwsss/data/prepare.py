@@ -3,7 +3,7 @@
 A first pass decodes every image and mask and finds all problems of both splits; only then is anything written: nothing
 (`--on-bad fail`), or all but the images that have problems (`quarantine`), whose ids the index records. Masks travel as
 `truth.png`; their digest is kept beside the parameters, not among them, so that no fingerprint of a later stage depends
-on masks.
+on masks. A killed attempt keeps its shards: `data/image_shards.py` makes the others.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from typing import Any
 from distwsss.config.schema import Config
 from distwsss.data.check import listing_problems
 from distwsss.data.datasets import DATASETS
-from distwsss.data.images import decode_image, encode_jpeg, encode_palette, jpeg_mode
-from distwsss.data.listing import Item, Listing, MaskSource, item_key, mask_digest, read_mask, read_source
+from distwsss.data.image_shards import plan_shards, write_shards
+from distwsss.data.listing import Item, Listing, mask_digest
 from distwsss.data.shard_format import INDEX
 from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shard_stage import ShardStage
 from distwsss.errors import ConfigError, DataError, report_problems
-from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, to_json, write_bytes
-from distwsss.runtime.progress import log, track
+from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, write_bytes
+from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
 OF_MASKS = ("masks", "crowd")  # keys of `data` that concern nothing else
 QUARANTINED = "quarantined"
-PER_SAMPLE = 4096  # bytes of tar headers, padding, JSON and index, at most
-PER_DRAWN_MASK = 16_384  # bytes of its palette PNG, commonly less
 
 
 @dataclass(frozen=True)
@@ -102,13 +100,20 @@ def _prepare(config: Config, splits: list[_Split], on_bad: str) -> None:
         _quarantine(config, pending)
     elif any(split.bad for split in pending):
         raise DataError(report_problems("The data cannot be used; nothing was written", _problems(pending)))
-    for split in pending:
-        free_space_check(split.folder, sum(map(_bytes_needed, split.items)), f"prepare, split {split.name}")
-    for split in pending:
-        _write(config, split)
+    plans = [plan_shards(_stage(config, split), split.items, config.prepare.shard_size) for split in pending]
+    for split, plan in zip(pending, plans, strict=True):
+        free_space_check(split.folder, plan.bytes_needed(), f"prepare, split {split.name}")
+    for split, plan in zip(pending, plans, strict=True):
+        extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items), **split.listing.extra}
+        write_shards(plan, split.listing.classes, extra, config.data.max_pixels, config.hardware.workers)
     if on_bad == "quarantine":
         for split in splits:
             _print_counts(split)
+
+
+def _stage(config: Config, split: _Split) -> ShardStage:
+    parameters = _parameters(config, split.name, split.listing, [name for name, _ in split.bad])
+    return ShardStage(f"prepare: {split.name}", "images", split.folder, parameters)
 
 
 def _checked(config: Config, split: _Split) -> _Split:
@@ -189,6 +194,7 @@ def _is_complete(config: Config, split: _Split, on_bad: str) -> bool:
             f"{what} was made with other masks: they changed, came or went since. Restore them, choose another `name` "
             "(or `paths`), or delete that folder to make it anew."
         )
+    ShardStage("prepare", "images", split.folder, index.parameters).remove_stale()
     log.info(f"prepare: {split.name} complete, skipped")
     return True
 
@@ -204,49 +210,8 @@ def _without(items: list[Item], names: list[str]) -> list[Item]:
     return kept
 
 
-def _write(config: Config, split: _Split) -> None:
-    """Shards in the order of the keys' sha256, which mixes the classes and does not depend on the listing's order."""
-    for stale in [*split.folder.glob("images-*.tar"), *split.folder.glob(".*.tmp")]:  # of an interrupted attempt
-        stale.unlink()
-    items = sorted(split.items, key=lambda item: sha256_bytes(item_key(item).encode()))
-    size = config.prepare.shard_size
-    chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    records = []
-    for number, chunk in enumerate(track(chunks, len(chunks), f"prepare: writing {split.name}", unit="shard")):
-        samples = ((item_key(item), _sample(item, config.data.max_pixels)) for item in chunk)
-        records.append(write_shard(split.folder / f"images-{number:05d}.tar", samples))
-    extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items), **split.listing.extra}
-    parameters = _parameters(config, split.name, split.listing, [name for name, _ in split.bad])
-    write_index(split.folder, records, parameters, split.listing.classes, "images", extra)
-
-
-def _sample(item: Item, max_pixels: int) -> dict[str, bytes]:
-    """The members of one image: jpg (the original bytes wherever they are a JPEG in RGB or grey), json, truth.png."""
-    data = read_source(item.image)
-    image = decode_image(data, item.name, max_pixels)
-    about = {"labels": item.labels, "size": list(image.shape[:2]), "name": item.name}
-    mode = jpeg_mode(data, item.name)
-    if mode not in ("RGB", "L"):
-        about["encoded_from"] = "jpg" if mode else Path(item.name).suffix.lower().removeprefix(".")
-        data = encode_jpeg(image)
-    sample = {"jpg": data, "json": to_json(about)}
-    if item.mask is not None:
-        sample["truth.png"] = encode_palette(read_mask(item.mask, f"{item.name}: mask", max_pixels))
-    return sample
-
-
 def _size(source: Path | bytes) -> int | str:
     """What stands for an image in the content digest: a file's size (cheap), the digest of generated bytes."""
     if isinstance(source, bytes):
         return sha256_bytes(source)
     return source.stat().st_size if source.is_file() else -1
-
-
-def _bytes_needed(item: Item) -> int:
-    return PER_SAMPLE + sum(_stored(source) for source in (item.image, item.mask) if source is not None)
-
-
-def _stored(source: Path | bytes | MaskSource) -> int:
-    if isinstance(source, bytes):
-        return len(source)
-    return source.stat().st_size if isinstance(source, Path) else PER_DRAWN_MASK

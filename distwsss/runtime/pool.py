@@ -1,4 +1,4 @@
-"""Local worker processes. Called by `seeds.generate` and `evaluate.postprocess`. Imports no torch."""
+"""Local worker processes. Called by `data` (prepare), `seeds.generate` and `evaluate.postprocess`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,36 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import TypeVar
+
+from distwsss.errors import RunError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def spread(
+    work: Callable[[Task], Result], tasks: list[Task], workers: int
+) -> Generator[tuple[Task, Result], None, None]:
+    """(task, work(task)) as they finish, by `workers` processes; by this one with fewer than two workers or tasks.
+
+    Closing the generator ends the processes at once. Raises what `work` raises, and RunError when a process is killed.
+    """
+    if workers < 2 or len(tasks) < 2:
+        for task in tasks:
+            yield task, work(task)
+        return
+    try:
+        with spawn_pool(min(workers, len(tasks))) as pool:
+            futures = {pool.submit(work, task): task for task in tasks}
+            for future in as_completed(list(futures)):
+                yield futures.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise RunError("a worker process died (killed, or out of memory); run the same command to go on") from error
 
 
 @contextmanager

@@ -19,9 +19,10 @@ import torch
 
 from distwsss.config.schema import SeedsSection
 from distwsss.data.images import decode_image, decode_mask, encode_clean, encode_gray, encode_palette
-from distwsss.data.shard_format import INDEX, ShardRecord, name_from_key
+from distwsss.data.shard_format import INDEX, name_from_key
 from distwsss.data.shard_index import ShardIndex, load_index
 from distwsss.data.shard_reader import iter_shard
+from distwsss.data.shard_stage import Packed
 from distwsss.data.shard_writer import shard_bytes
 from distwsss.data.verify import digest_problems
 from distwsss.errors import DataError, ShardError, report_problems
@@ -72,14 +73,6 @@ class SeedTask:
     vote: VoteTask
     cams: tuple[CamTask, ...]
     quarantine: bool = False
-
-
-@dataclass
-class Packed:
-    """A shard in memory."""
-
-    record: ShardRecord
-    data: bytes
 
 
 @dataclass

@@ -8,23 +8,20 @@ makes only what is missing; the index comes last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from distwsss.config import Config
-from distwsss.data.shard_format import INDEX, ShardRecord
+from distwsss.data.shard_format import INDEX
 from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_writer import publish_shard, write_index
-from distwsss.errors import CheckpointError, DataError, RunError, report_problems
+from distwsss.data.shard_stage import ShardStage
+from distwsss.errors import CheckpointError, DataError, report_problems
 from distwsss.models.export import WEIGHTS, verified_checkpoint
 from distwsss.runtime.artifacts import (
     check_same,
@@ -35,69 +32,22 @@ from distwsss.runtime.artifacts import (
     read_pointer,
     sha256_file,
     write_bytes,
-    write_json,
 )
-from distwsss.runtime.faults import fault_point
-from distwsss.runtime.pool import spawn_pool
+from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder, remove_tree
-from distwsss.seeds.chunk import CamTask, Packed, SeedResult, SeedTask, VoteTask, vote_shard, whole_shard
+from distwsss.seeds.chunk import CamTask, SeedResult, SeedTask, VoteTask, vote_shard, whole_shard
 from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.progress import SeedProgress
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
-KINDS = {"seeds": "seeds", "vote": "pseudo"}  # what each stage here calls its shards
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One of the two folders of shards that this module makes, and what its records must agree with."""
-
-    name: str
-    folder: Folder
-    parameters: dict[str, Any]
-
-    def shard(self, number: int) -> Folder:
-        return self.folder / f"{KINDS[self.name]}-{number:05d}.tar"
-
-    def record_path(self, number: int) -> Folder:
-        return self.folder / f"{self.shard(number).name}.json"
-
-    def finished(self, number: int) -> dict[str, Any] | None:
-        """The record of a finished shard. Raises ConfigError when it was made with other parameters."""
-        path = self.record_path(number)
-        if not (path.is_file() and self.shard(number).is_file()):
-            return None
-        value: dict[str, Any] = read_json(path)
-        check_same(value["parameters"], self.parameters, f"{self.name} ({self.shard(number)})")
-        return value
-
-    def publish(self, number: int, packed: Packed, **about: Any) -> None:
-        """The shard, then the record that says which parameters made it, so that a rerun never mixes."""
-        publish_shard(self.folder, packed.record, packed.data)
-        value = {"parameters": self.parameters, "record": packed.record.to_json(), **about}
-        write_json(self.record_path(number), value)
-        fault_point(f"after-shard:{packed.record.name}")
-
-    def complete(self, count: int, classes: list[str], extra: dict[str, Any]) -> None:
-        """The index; the records are in it."""
-        records = [ShardRecord.from_json(read_json(self.record_path(n))["record"], self.name) for n in range(count)]
-        write_index(self.folder, records, self.parameters, classes, KINDS[self.name], extra)
-        for number in range(count):
-            self.record_path(number).unlink(missing_ok=True)
-
-    def remove_stale(self) -> None:
-        for stale in self.folder.glob(".*.tmp"):  # of an attempt that was killed: this process holds the lock
-            stale.unlink(missing_ok=True)
 
 
 def classifier_folders(config: Config) -> list[Path]:
     """The checkpoint of each classifier. Raises CheckpointError where one is not there or does not verify."""
     folders = []
     for p in config.classify.dropouts:
-        checkpoints = config.run_dir / "classify" / f"{p:.2f}" / "checkpoints"
+        checkpoints = config.classifier_dir(p) / "checkpoints"
         folder = read_pointer(checkpoints / "LAST")
         if folder is None or not (checkpoints.parent / "done.json").is_file():
             raise CheckpointError(f"{checkpoints}: no finished classifier for p = {p:.2f}; run `distwsss classify`")
@@ -115,11 +65,12 @@ def _seed_parameters(config: Config) -> dict[str, Any]:
     return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
 
 
-def _stages(config: Config) -> tuple[_Stage, _Stage]:
+def _stages(config: Config) -> tuple[ShardStage, ShardStage]:
     seeds = _seed_parameters(config)
     inputs = {"seeds": fingerprint(seeds)}
     vote = {"vote_on": config.voting_seeds(), "threshold": config.vote_threshold(), "inputs": inputs}
-    return _Stage("seeds", seeds_dir(config), seeds), _Stage("vote", pseudo_dir(config), vote)
+    shards = ShardStage("seeds", "seeds", seeds_dir(config), seeds)
+    return shards, ShardStage("vote", "pseudo", pseudo_dir(config), vote)
 
 
 def _vote_task(config: Config) -> VoteTask:
@@ -172,7 +123,7 @@ def generate_seeds(config: Config, on_bad: str = "fail") -> None:
     _complete_seeds(config, seeds, images.classes, len(known), on_bad)
 
 
-def _complete_seeds(config: Config, seeds: _Stage, classes: list[str], count: int, on_bad: str) -> None:
+def _complete_seeds(config: Config, seeds: ShardStage, classes: list[str], count: int, on_bad: str) -> None:
     records = [read_json(seeds.record_path(shard)) for shard in range(count)]
     bad = {name: reason for record in records for name, reason in record["bad"].items()}
     if bad and on_bad == "fail":
@@ -193,22 +144,7 @@ def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> _Wor
     if tasks and use_ray(config.hardware):
         yield from work_on_ray(config, tasks, progress)
     else:
-        yield from _each(whole_shard, tasks, config.hardware.workers)
-
-
-def _each(work: Callable[[Task], Result], tasks: list[Task], workers: int) -> Iterator[tuple[Task, Result]]:
-    """(task, result) as they finish; in this process with fewer than two workers."""
-    if workers < 2 or len(tasks) < 2:
-        for task in tasks:
-            yield task, work(task)
-        return
-    try:
-        with spawn_pool(min(workers, len(tasks))) as pool:
-            futures = {pool.submit(work, task): task for task in tasks}
-            for future in as_completed(list(futures)):
-                yield futures.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise RunError("a worker process died (killed, or out of memory); run the same command to go on") from error
+        yield from spread(whole_shard, tasks, config.hardware.workers)
 
 
 def vote_seeds(config: Config) -> None:
@@ -223,13 +159,13 @@ def vote_seeds(config: Config) -> None:
     vote.remove_stale()
     todo = [shard for shard in range(len(images.shards)) if vote.finished(shard) is None]
     work = partial(vote_shard, images.folder, seeds.folder, task)
-    for shard, packed in track(_each(work, todo, config.hardware.workers), len(todo), "vote", "shard"):
+    for shard, packed in track(spread(work, todo, config.hardware.workers), len(todo), "vote", "shard"):
         vote.publish(shard, packed)
     extra = {"seeds": config.voting_seeds(), "seed_parameters": seeds.parameters}
     vote.complete(len(images.shards), images.classes, extra)
 
 
-def _is_voted(vote: _Stage, seeds: _Stage) -> bool:
+def _is_voted(vote: ShardStage, seeds: ShardStage) -> bool:
     """`is_done` of the vote, which also names what differs in the seeds: their own index may be gone
     (`keep_maps: false`). An index written before `seed_parameters` was kept shows their fingerprint only."""
     if (vote.folder / INDEX).is_file():

@@ -27,6 +27,7 @@ from distwsss.data.verify import verify
 from distwsss.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 12, 16
+HERE = {"hardware": {"workers": 0}}
 CATEGORIES = [{"id": 44, "name": "bottle"}, {"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
 NAMES = ["background", "person", "bottle", "toothbrush"]  # labels 1, 2, 3 by ascending id
 
@@ -131,7 +132,7 @@ def coco(tmp_path: Path) -> Path:
 def settings(root: Path, folder: Path, **data: Any) -> Config:
     paths = {"shards": str(folder / "shards"), "run": str(folder / "run")}
     section = {"dataset": "coco", "root": str(root), **data}
-    return check_config({"name": "test", "paths": paths, "data": section, "prepare": {"shard_size": 3}})
+    return check_config({"name": "test", "paths": paths, "data": section, "prepare": {"shard_size": 3}, **HERE})
 
 
 def listing(root: Path, split: str = "train", **data: Any) -> Listing:

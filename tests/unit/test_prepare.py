@@ -33,7 +33,7 @@ SIZE = (6, 8)  # height, width
 def config(root: Path | None, shards: Path, dataset: str = "folder", shard_size: int = 4, **data: Any) -> Config:
     section = {"dataset": dataset, "root": root and str(root), **data}
     tree = {"name": "test", "paths": {"shards": str(shards)}, "data": section, "prepare": {"shard_size": shard_size}}
-    return check_config(tree)
+    return check_config({**tree, "hardware": {"workers": 0}})
 
 
 def pixels(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:

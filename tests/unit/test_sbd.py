@@ -26,6 +26,7 @@ from distwsss.data.voc import VOC_CLASSES
 from distwsss.errors import DataError
 
 SIZE = (6, 9)  # height, width
+HERE = {"hardware": {"workers": 0}}
 VOC_TRAIN, VOC_VAL = ["both", "voc_only"], ["val_only", "val_in_sbd"]
 SBD_TRAIN, SBD_VAL = ["both", "sbd_one"], ["sbd_two", "val_in_sbd"]
 CLASSES_OF = {"both": ["dog"], "voc_only": ["cat"], "sbd_one": ["person", "boat"], "sbd_two": ["car"]}
@@ -92,7 +93,7 @@ def listing(voc: Path, sbd: Path | None, **keys: Any) -> Listing:
 def settings(voc: Path, sbd: Path, folder: Path, **keys: Any) -> Config:
     paths = {"shards": str(folder / "shards"), "run": str(folder / "run")}
     data = section(voc, sbd, **keys)
-    return check_config({"name": "test", "paths": paths, "data": data, "prepare": {"shard_size": 3}})
+    return check_config({"name": "test", "paths": paths, "data": data, "prepare": {"shard_size": 3}, **HERE})
 
 
 def contents(config: Config, role: str) -> dict[str, tuple[list[int], np.ndarray]]:
