@@ -97,12 +97,28 @@ class CRFParams(Section):
     clip: float = Field(1e-5, gt=0.0, lt=0.5, description="probabilities below this are raised to it in the unary")
 
 
+def _crf(gaussian: tuple[float, float], bilateral: tuple[float, float, float], iterations: int = 10) -> CRFParams:
+    """(sxy, compat), (sxy, srgb, compat), as REFERENCE 4.5 writes them."""
+    return CRFParams(
+        iterations=iterations,
+        gaussian_sxy=gaussian[0],
+        gaussian_compat=gaussian[1],
+        bilateral_sxy=bilateral[0],
+        bilateral_srgb=bilateral[1],
+        bilateral_compat=bilateral[2],
+    )
+
+
 CRF_PARAMS: dict[str, CRFParams] = {
-    "cam_label": CRFParams(),
-    "irn": CRFParams(bilateral_sxy=50.0, bilateral_srgb=5.0),
-    "deeplab_v2": CRFParams(
-        gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
-    ),
+    "cam_label": CRFParams(),  # CAM to label: psa, SEAM, EPS, RCA, OC-CSE
+    "irn": _crf((3, 3), (50, 5, 10)),  # labels: IRN, ReCAM, AdvCAM, W-OoD, RIB, SIPE, FPR, AFA
+    "puzzlecam": _crf((3, 3), (50, 5, 10), iterations=1),  # labels: PuzzleCAM
+    "toco_coco": _crf((3, 3), (36, 3, 4)),  # CAM to label on COCO: ToCo
+    "deeplab_v2": _crf((1, 3), (67, 3, 4)),  # segmenters: deeplab-pytorch, BECO, L2G, OAA; EPS; CLIP-ES's labels
+    "codebase": _crf((3, 3), (32, 13, 10), iterations=1),  # segmenters: semantic-segmentation-codebase (SEAM), ADELE
+    "afa": _crf((3, 3), (64, 5, 4)),  # segmenters: AFA, WeCLIP
+    "toco": _crf((1, 1), (121, 5, 4)),  # segmenters: ToCo, DuPL, SeCo
+    "mctformer": _crf((4, 3), (83, 5, 3)),  # segmenters: MCTformer
 }
 
 
@@ -451,10 +467,42 @@ class TrainSection(Section):
 
 class EvaluateSection(Section):
     scales: list[Positive] = Field([0.75, 1.0, 1.25], min_length=1, description="of multi-scale + flip")
-    crf: NamedCRF | None = CRF_PARAMS["deeplab_v2"]
+    mode: Literal["whole", "slide"] = Field(
+        "whole",
+        description="slide: a scaled image larger than `crop_size` goes through the network window by window, and "
+        "their logits are averaged where they overlap; whole: in one piece",
+        json_schema_extra=LATER,
+    )
+    crop_size: int | None = Field(
+        None,
+        ge=16,
+        description="slide: side of the square window, in pixels of the scaled image",
+        json_schema_extra=LATER,
+    )
+    stride: int | None = Field(
+        None, ge=1, description="slide: from one window to the next, at most `crop_size`", json_schema_extra=LATER
+    )
+    crf: NamedCRF | None = Field(
+        CRF_PARAMS["deeplab_v2"], description="a name (docs/inference.md), a mapping of CRF parameters, or null: no CRF"
+    )
     probabilities: Literal["softmax", "constrained"] = "softmax"
     average: Literal["probabilities", "logits"] = "probabilities"
     checkpoint: Literal["LAST", "BEST"] = "LAST"
+
+    @model_validator(mode="after")
+    def _windows(self) -> EvaluateSection:
+        sizes = {"crop_size": self.crop_size, "stride": self.stride}
+        for name, value in sizes.items():
+            if self.mode == "slide" and value is None:
+                raise ValueError(f"`{name}` is missing; allowed for mode slide: a number of pixels, or mode: whole")
+            if self.mode == "whole" and value is not None:
+                raise ValueError(f"`{name}` is {value}, but `mode` is 'whole'; allowed: null, or mode: slide")
+        if self.crop_size is not None and self.stride is not None and self.stride > self.crop_size:
+            raise ValueError(
+                f"`stride` is {self.stride}, beyond `crop_size` {self.crop_size}: pixels between windows would be seen "
+                f"by none; allowed: 1..{self.crop_size}"
+            )
+        return self
 
 
 class ReportSection(Section):
