@@ -1,6 +1,6 @@
 """From a YAML file, a profile and `--set` overrides to one checked `Config`; all problems reported at once.
 
-Called by `cli`. A file may stand on another, its `base: FILE`; a profile is `configs/profiles/NAME.yaml` (or a path)
+Called by `cli`. A file may stand on another, its `base: FILE` or `base: [FILE, ...]`; a profile is `configs/profiles/NAME.yaml` (or a path)
 overlaid on the file.
 """
 
@@ -72,15 +72,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _overlay_file(tree: dict[str, Any], path: Path, origin: dict[str, str], below: tuple[Path, ...] = ()) -> None:
-    """Overlay a file on `tree`, after the file that its `base` names (relative to its folder), if it names one."""
+    """Overlay a file on `tree`, after the file or files that its `base` names (relative to its folder), if any."""
     if path.resolve() in below:
         raise ConfigError(f"{path}: `base`: found itself again through {below[-1]}; allowed: files without a circle")
     own = _read(path)
     base = own.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise ConfigError(f"{path}: `base`: found {base!r}; allowed: the name of a YAML file, relative to this one")
-    if base:
-        _overlay_file(tree, path.parent / base, origin, (*below, path.resolve()))
+    bases = base if isinstance(base, list) else [] if base is None else [base]
+    for name in bases:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: `base`: found {name!r}; allowed: YAML files, relative to this one")
+        _overlay_file(tree, path.parent / name, origin, (*below, path.resolve()))
     _overlay(tree, own, str(path), origin)
 
 

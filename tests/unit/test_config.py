@@ -41,10 +41,13 @@ def test_a_file_stands_on_its_base(tmp_path: Path) -> None:
     config = load_config(path)
     assert (config.name, config.seed, config.train.loss) == ("other", 3, "positive")
     assert (config.train.optim.lr, config.train.optim.momentum) == (0.25, 0.0)
+    write(tmp_path, "name: late\nseed: 4\n", "late.yaml")
+    both = write(tmp_path, "base: [base.yaml, late.yaml]\nseed: 5\n", "both.yaml")
+    assert (load_config(both).name, load_config(both).seed, load_config(both).train.loss) == ("late", 5, "positive")
     write(tmp_path, "base: sub/c.yaml\n", "base.yaml")
     with pytest.raises(ConfigError, match="found itself again"):
         load_config(path)
-    with pytest.raises(ConfigError, match=r"`base`: found 3; allowed: the name of a YAML file"):
+    with pytest.raises(ConfigError, match=r"`base`: found 3; allowed: YAML files"):
         load_config(write(tmp_path, "base: 3\n" + BASE))
     write(tmp_path, BASE + "train: {loss: hybird}\n", "base.yaml")
     with pytest.raises(ConfigError, match=r"base\.yaml: `train\.loss`: found 'hybird'"):
