@@ -173,7 +173,7 @@ class HardwareSection(Section):
     )
     ray: RaySection = RaySection()
     cam_batch: int = Field(1, ge=1, description="images of equal size that one forward of the CAM stage takes")
-    workers: int = Field(2, ge=0, description="processes of the seeds stage and the CRF in evaluation; 0: this one")
+    workers: int = Field(2, ge=0, description="processes of prepare, seeds and the CRF in evaluation; 0: this one")
     loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
     scratch: str | None = Field(None, description="folder on a local disk that keeps shards read from a URL")
     scratch_gb: Positive = Field(20.0, description="its size; the least recently used shards go, one always stays")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -197,11 +198,30 @@ def test_prepare_publishes_each_object_by_one_put_and_is_then_complete(
     keys = server.keys("prepared/images/")
     assert len([key for key in keys if key.endswith(".tar")]) == 4
     puts = {path: count for path, count in server.asked("PUT", "").items() if path.startswith(f"/{BUCKET}/prepared/")}
-    assert puts == {f"/{BUCKET}/{key}": 1 for key in keys}
+    records = [f"{key}.json" for key in keys if key.endswith(".tar")]  # of a shard, until the index is there
+    assert puts == {f"/{BUCKET}/{key}": 1 for key in [*keys, *records]}
+    assert not set(keys) & set(records)
     assert not [path for method, path in server.requests() if "uploads" in path or method == "POST"]
     done = good(distwsss("prepare", "--config", written(prepared, tmp_path)))
     assert "train complete, skipped" in done.stderr
     assert set(server.asked("PUT", ".tar").values()) == {1}
+
+
+def test_a_killed_prepare_keeps_the_objects_it_put(
+    server: Server, prepared: dict[str, Any], distwsss: Run, tmp_path: Path
+) -> None:
+    file = written(settings(tmp_path, "killed"), tmp_path)
+    killed = distwsss("prepare", "--config", file, fault="after-shard:images-00001.tar")
+    assert killed.returncode == -signal.SIGKILL
+    assert not [key for key in server.keys("killed/") if "index" in key]
+    good(distwsss("prepare", "--config", file))
+    puts = {path: count for path, count in server.asked("PUT", ".tar").items() if path.startswith(f"/{BUCKET}/killed/")}
+    assert len(puts) == 4
+    assert set(puts.values()) == {1}
+    names = [key.removeprefix("prepared/") for key in server.keys("prepared/images/")]
+    assert {key.removeprefix("killed/") for key in server.keys("killed/")} == set(names)
+    for name in names:
+        assert server.get(f"killed/{name}") == server.get(f"prepared/{name}"), name
 
 
 # --- what goes wrong ---

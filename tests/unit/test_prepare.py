@@ -327,6 +327,22 @@ def test_other_masks_are_refused_but_are_no_part_of_the_fingerprint(tmp_path: Pa
     assert old.all().keys() == new.all().keys()
 
 
+def test_the_folder_of_masks_is_of_the_truth_alone(tmp_path: Path) -> None:
+    """`data.masks`, as `data.crowd` and `data.sbd`, is asked for by what comes out of it."""
+    root = tree(tmp_path / "data")
+    prepare(config(root, tmp_path / "shards"))
+    (root / "masks").rename(root / "other")
+    prepare(config(root, tmp_path / "shards", masks="other"))  # the same masks: complete
+    save_mask(root / "other/p4.png", np.full(SIZE, 2))
+    with pytest.raises(ConfigError, match="other masks"):
+        prepare(config(root, tmp_path / "shards", masks="other"))
+    prepare(config(root, tmp_path / "anew", masks="other"))
+    prepare(config(root, tmp_path / "none", masks="nowhere"))
+    found = [load_index(tmp_path / name / "images/train") for name in ("shards", "anew", "none")]
+    assert len({index.fingerprint for index in found}) == 1
+    assert len({index.extra["truth"] for index in found}) == 3
+
+
 def test_labels_from_masks_is_recorded(tmp_path: Path) -> None:
     root = tmp_path / "data"
     save(root / "JPEGImages/a.jpg", pixels(0))
