@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,9 @@ class TimmFeatures(nn.Module):
         if stride != output_stride:
             raise ConfigError(f"backbone {name!r}: output stride is {stride}; asked for {output_stride}")
         self.channels: int = self.net.feature_info.channels()[-1]
+        published = getattr(self.net, "pretrained_cfg", None) or {}
+        self.mean = list(published.get("mean", IMAGENET_MEAN))
+        self.std = list(published.get("std", IMAGENET_STD))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)[-1]
@@ -76,6 +81,29 @@ class LiteFull(nn.Module):
         return self.net.forward_features(images)
 
 
+def _lite(section: BackboneSection) -> nn.Module:
+    full = section.name == "lite_full"
+    features = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)
+    if section.pretrained and not section.weights:
+        load_lite(features.net)
+    features.mean, features.std = [0.498] * 3, [0.502] * 3
+    return features
+
+
+def _timm(section: BackboneSection) -> nn.Module:
+    return TimmFeatures(section.name, section.pretrained and not section.weights, section.output_stride)
+
+
+# name -> constructor of a net with `channels` and, unless they are ImageNet's, `mean` and `std`; any other name is a
+# timm model's. A net may name as `frozen` the prefixes of what no published run of it trains.
+NETS: dict[str, Callable[[BackboneSection], nn.Module]] = {
+    "tiny": lambda section: TinyNet(),  # the configuration allows it no published weights and stride 8 only
+    "lite": _lite,
+    "lite_full": _lite,
+    "resnet38": lambda section: ResNet38(),
+}
+
+
 class Backbone(nn.Module):
     """images B,3,H,W, normalised by `mean` and `std` (of values in 0..1) -> features B,channels,H/stride,W/stride.
 
@@ -87,32 +115,18 @@ class Backbone(nn.Module):
         super().__init__()
         # a checkpoint describes the network, not the file it started from
         self.section, self.stride = section.model_copy(update={"weights": None}), section.output_stride
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
-        if section.name == "tiny":  # the configuration allows it no published weights and stride 8 only
-            self.net: nn.Module = TinyNet()
-        elif section.name in ("lite", "lite_full"):
-            full = section.name == "lite_full"
-            self.net = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)
-            self.mean, self.std = [0.498] * 3, [0.502] * 3
-            if section.pretrained and not section.weights:
-                load_lite(self.net.net)
-        elif section.name == "resnet38":
-            self.net = ResNet38()
-        else:
-            own = section.pretrained and not section.weights
-            self.net = TimmFeatures(section.name, own, section.output_stride)
-            published = getattr(self.net.net, "pretrained_cfg", None) or {}
-            self.mean = list(published.get("mean", self.mean))
-            self.std = list(published.get("std", self.std))
+        self.net = NETS.get(section.name, _timm)(section)
+        self.mean: list[float] = getattr(self.net, "mean", IMAGENET_MEAN)
+        self.std: list[float] = getattr(self.net, "std", IMAGENET_STD)
+        self.channels: int = self.net.channels
         if section.weights:
             load_file_into(getattr(self.net, "net", self.net), section.weights, section.name)
-        self.channels: int = self.net.channels
         # a layout, not a result: convolutions are 1.3 to 2 times as fast on CPUs, and what tensor cores want
         self.net.to(memory_format=torch.channels_last)
         self._freeze()
 
     def _freeze(self) -> None:
-        published = self.net.frozen if isinstance(self.net, ResNet38) and self.section.pretrained else ()
+        published = getattr(self.net, "frozen", ()) if self.section.pretrained else ()
         for prefix in (*self.section.freeze, *published):
             matching = [p for name, p in self.net.named_parameters() if name.removeprefix("net.").startswith(prefix)]
             if not matching:
