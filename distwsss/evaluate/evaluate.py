@@ -1,7 +1,7 @@
 """mIoU of a segmenter on a split, single scale and multi-scale + flip, each without and with CRF. Called by `cli`.
 
-Every image is scored exactly once whatever the number of ranks: rank r takes images r, r + W, ..., all ranks do the
-same number of forwards (the last ones may repeat an image, which then counts nowhere), and the matrices are summed.
+Every image is scored exactly once whatever the number of ranks: rank r takes images r, r + W, ..., all ranks take the
+same number (the last ones may repeat an image, which then counts nowhere), and the matrices are summed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from distwsss.data.shard_index import ShardIndex, images_dir, load_index
 from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.data.verify import verified
 from distwsss.errors import DataError, DistwsssError
-from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device, predict_probabilities
+from distwsss.evaluate.inference import (
+    checkpoint_folder,
+    crf_planes,
+    load_segmenter,
+    pick_device,
+    predict_probabilities,
+)
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels
 from distwsss.evaluate.scores import describe_checkpoint, notes, print_scores
@@ -87,14 +93,23 @@ def score(
             image = decode_image(fields["jpg"], index.shards[shard].keys[position])
             truth = read_truth(index, shard, position) if turn < len(samples) else None
             for name in ("single", "multi"):
-                probabilities = predict_probabilities(model, image, config, name == "multi", device)
+                labels, planes, classes = _predicted(model, image, config, name == "multi", device)
                 if truth is None:  # a repeated image that keeps the ranks in step
                     continue
-                matrices[name].update(probabilities.argmax(dim=0).cpu().numpy(), truth)
+                matrices[name].update(labels, truth)
                 if crf is not None:
-                    consume = _counter(matrices[f"{name}_crf"], truth)
-                    submit(consume, crf_labels, image, probabilities.half().cpu().numpy(), crf)
+                    submit(_counter(matrices[f"{name}_crf"], truth), crf_labels, image, planes, crf, classes)
     return _sum_over_ranks(matrices, device)
+
+
+def _predicted(
+    model: nn.Module, image: np.ndarray, config: Config, multi_scale: bool, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Class ids int64[H,W] without CRF, and what a CRF needs (`crf_planes`); the probabilities themselves are gone."""
+    probabilities = predict_probabilities(model, image, config, multi_scale, device)
+    labels = probabilities.argmax(dim=0).cpu().numpy()
+    crf = config.evaluate.crf
+    return labels, *((None, None) if crf is None else crf_planes(probabilities, crf.clip))
 
 
 def _counter(matrix: ConfusionMatrix, truth: np.ndarray) -> Callable[[np.ndarray], None]:

@@ -1,4 +1,4 @@
-"""A segmenter's class probabilities for one image, over scales and flips. Called by `evaluate`, `predict`, `report`."""
+"""A segmenter's class probabilities for one image, over scales and flips. Called by `evaluate`, `predict`, `train`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, softmax
 
 from distwsss.config.schema import Config
 from distwsss.errors import CheckpointError, ConfigError
+from distwsss.evaluate.upsample import Part, add_view, bands, window_starts
 from distwsss.losses.hybrid import constrained_log_softmax
 from distwsss.models.backbones import normalise
 from distwsss.models.export import from_pretrained, verified_checkpoint
@@ -27,15 +28,28 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if found and name != "cpu" else torch.device("cpu")
 
 
-def _views(model: nn.Module, image: Tensor, scale: float, flip: bool) -> list[Tensor]:
-    """image 1,3,H,W in 0..255 -> logits 1,K,h,w of the scaled image and of its flip (flipped back)."""
+def _scaled(model: nn.Module, image: Tensor, scale: float) -> Tensor:
+    """image 1,3,H,W in 0..255 -> 1,3,h,w, normalised for the network."""
     size = [max(1, round(scale * side)) for side in image.shape[-2:]]
     scaled = interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-    scaled = normalise(scaled, model.mean, model.std)
-    views = [model(scaled)]
-    if flip:
-        views.append(model(scaled.flip(-1)).flip(-1))
-    return views
+    return normalise(scaled, model.mean, model.std)
+
+
+def _parts(model: nn.Module, scaled: Tensor, flip: bool, crop_size: int | None, stride: int | None) -> list[Part]:
+    """scaled 1,3,h,w -> logits of it or, flipped back, of its flip: whole, or of windows where it is larger."""
+    height, width = scaled.shape[-2:]
+    crop_size = crop_size or max(height, width)
+    seen = scaled.flip(-1) if flip else scaled
+    parts = []
+    for top in window_starts(height, crop_size, stride or crop_size):
+        for left in window_starts(width, crop_size, stride or crop_size):
+            window = seen[:, :, top : top + crop_size, left : left + crop_size]
+            high, wide = window.shape[-2:]
+            if flip:
+                parts.append(Part(top, width - left - wide, high, wide, model(window).flip(-1)))
+            else:
+                parts.append(Part(top, left, high, wide, model(window)))
+    return parts
 
 
 def to_probabilities(logits: Tensor, probabilities: str = "softmax", temperature: float | None = None) -> Tensor:
@@ -59,26 +73,42 @@ def predict_logits(
     average: str = "probabilities",
     probabilities: str = "softmax",
     temperature: float | None = None,
+    crop_size: int | None = None,
+    stride: int | None = None,
 ) -> Tensor:
     """Class probabilities of `image` (uint8[H,W,3] RGB) -> float32[K,H,W] on `device`, summing to 1 over K.
 
     The image is resized bilinear (antialiased) to round(scale * H), round(scale * W), never padded. Logits are brought
-    to H,W bilinear (`align_corners=False`); their probabilities, or with `average="logits"` they themselves before one
-    softmax, are averaged over scales and flips (METHOD section 4; DeepLab-V2 fuses scales likewise).
+    to H,W bilinear, with the network's `align_corners` (default False); their probabilities, or with
+    `average="logits"` they themselves before one softmax, are averaged over scales and flips (METHOD section 4;
+    DeepLab-V2 fuses scales likewise). With a `crop_size` a larger scaled image goes through the network in windows of
+    that side, `stride` apart (default: side by side), as `upsample` says.
+
+    Beside the result and the network's own memory it takes the logits of one view at the network's resolution and some
+    bands of rows, whatever the number of scales.
     """
-    height, width = image.shape[:2]
+    size = (image.shape[0], image.shape[1])
     pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    align_corners = getattr(model, "align_corners", False)
+
+    def distribution(logits: Tensor) -> Tensor:
+        return to_probabilities(logits, probabilities, temperature)
+
+    convert = distribution if average == "probabilities" else Tensor.float
     total: Tensor | None = None
-    count = 0
     for scale in scales:
-        for logits in _views(model, pixels, scale, flip):
-            full = interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
-            if average == "probabilities":
-                full = to_probabilities(full, probabilities, temperature)
-            total = full if total is None else total.add_(full)
-            count += 1
-    mean = cast(Tensor, total) / count
-    return (mean if average == "probabilities" else to_probabilities(mean, probabilities, temperature))[0]
+        scaled = _scaled(model, pixels, scale)
+        within = (scaled.shape[2], scaled.shape[3])
+        for flipped in (False, True) if flip else (False,):
+            parts = _parts(model, scaled, flipped, crop_size, stride)
+            total = add_view(total, parts, within, size, align_corners, convert)
+            del parts  # before the next forward
+        del scaled
+    mean = cast(Tensor, total).div_(len(scales) * (2 if flip else 1))
+    if average != "probabilities":
+        for band in bands(size[0], mean.shape[0] * size[1]):
+            mean[:, band] = distribution(mean[None, :, band])[0]
+    return mean
 
 
 def predict_probabilities(
@@ -86,10 +116,31 @@ def predict_probabilities(
 ) -> Tensor:
     """`predict_logits` as the configuration's `evaluate` section asks: one scale, or its scales and the flip."""
     section = config.evaluate
-    scales = list(section.scales) if multi_scale else [1.0]
     return predict_logits(
-        model, image, scales, multi_scale, device, section.average, section.probabilities, config.train.temperature
+        model,
+        image,
+        list(section.scales) if multi_scale else [1.0],
+        multi_scale,
+        device,
+        section.average,
+        section.probabilities,
+        config.train.temperature,
+        section.crop_size,
+        section.stride,
     )
+
+
+def crf_planes(probabilities: Tensor, clip: float) -> tuple[np.ndarray, np.ndarray]:
+    """probabilities K,H,W -> what `postprocess.crf_labels` needs of them: float16[k,H,W], and the k classes.
+
+    Classes below `clip` everywhere are left out, as there; class by class, so that no copy of all K is made.
+    """
+    highest = probabilities.amax(dim=(1, 2)).half().cpu().numpy()
+    classes = np.flatnonzero(highest >= clip)
+    planes = np.empty((len(classes), *probabilities.shape[1:]), np.float16)
+    for plane, number in zip(planes, classes, strict=True):
+        plane[...] = probabilities[number].half().cpu().numpy()
+    return planes, classes
 
 
 def checkpoint_folder(config: Config, checkpoint: Path | None = None) -> Path:

@@ -20,17 +20,21 @@ from distwsss.runtime.pool import spawn_pool
 from distwsss.seeds.crf import refine
 
 
-def crf_labels(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> np.ndarray:
+def crf_labels(
+    image: np.ndarray, probabilities: np.ndarray, params: CRFParams, classes: np.ndarray | None = None
+) -> np.ndarray:
     """image uint8[H,W,3], probabilities float[K,H,W] (any float dtype) -> class ids uint8[H,W] after a CRF over K.
 
     Classes below `params.clip` everywhere in the image are left out. Their unary would be -log(clip) at every pixel, so
     they can never win; what their marginals (about `clip`) would take from the others' messages is below 1e-3.
+    `classes` are the ids of the planes where some were left out already (`inference.crf_planes`); default 0..K-1.
     """
     present = np.flatnonzero(probabilities.max(axis=(1, 2)) >= params.clip)
     kept = probabilities[present].astype(np.float32)
     kept /= kept.sum(axis=0, keepdims=True)
     marginals = refine(image, kept[None], params)[0]
-    return present[marginals.argmax(axis=0)].astype(np.uint8)
+    ids = present if classes is None else classes[present]
+    return ids[marginals.argmax(axis=0)].astype(np.uint8)
 
 
 @contextmanager

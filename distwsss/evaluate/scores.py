@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distwsss.config.schema import Config
+from distwsss.config.schema import CRF_PARAMS, Config
 from distwsss.runtime.artifacts import flatten, read_json
 
 COLUMNS = {"single": "single scale", "single_crf": "+ CRF", "multi": "multi-scale + flip", "multi_crf": "+ CRF"}
@@ -84,16 +84,20 @@ def notes(config: Config, record: dict[str, Any]) -> list[str]:
 
 
 def protocol_line(record: dict[str, Any]) -> str:
-    """Scales, averaging and CRF parameters of the figures."""
+    """Scales, averaging, windows and CRF parameters of the figures."""
     section = record["parameters"]["evaluate"]
     scales = ", ".join(f"{scale:g}" for scale in section["scales"])
-    line = f"multi-scale {scales} + flip; {section['probabilities']}, {section['average']} averaged; CRF "
+    line = f"multi-scale {scales} + flip; {section['probabilities']}, {section['average']} averaged; "
+    if section.get("mode") == "slide":
+        line += f"windows of {section['crop_size']} every {section['stride']}; "
     crf = section["crf"]
     if crf is None:
-        return line + "off"
+        return line + "CRF off"
+    names = [name for name, params in CRF_PARAMS.items() if params.parameters() == crf]
     return line + (
-        f"{crf['iterations']} iterations, gaussian {crf['gaussian_sxy']:g}/{crf['gaussian_compat']:g}, bilateral "
-        f"{crf['bilateral_sxy']:g}/{crf['bilateral_srgb']:g}/{crf['bilateral_compat']:g}, over all classes"
+        f"CRF {' '.join([*names, ''])}{crf['iterations']} iterations, gaussian {crf['gaussian_sxy']:g}/"
+        f"{crf['gaussian_compat']:g}, bilateral {crf['bilateral_sxy']:g}/{crf['bilateral_srgb']:g}/"
+        f"{crf['bilateral_compat']:g}, over all classes"
     )
 
 

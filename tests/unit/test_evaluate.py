@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluation_run import CLASSES, flip_a_bit, make_config, make_truth, picture, write_images, write_segmenter
 from pydensecrf import densecrf
 from pydensecrf.utils import unary_from_softmax
@@ -20,7 +21,7 @@ from distwsss.data.shard_index import images_dir, load_index
 from distwsss.data.shard_reader import read_fields
 from distwsss.errors import ConfigError, DataError, RunError, ShardError
 from distwsss.evaluate.evaluate import evaluate
-from distwsss.evaluate.inference import load_segmenter, predict_probabilities
+from distwsss.evaluate.inference import crf_planes, load_segmenter, predict_logits, predict_probabilities
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels
 from distwsss.evaluate.scores import describe_checkpoint, table_rows
 from distwsss.runtime.progress import log
@@ -88,6 +89,23 @@ def test_matrices_equal_counting_by_hand(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((config.run_dir / "evaluate" / "val.json").read_text())["miou"] == record["miou"]
 
 
+def test_sliding_windows_are_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, evaluate={"mode": "slide", "crop_size": 16, "stride": 12, "crf": "toco"})
+    masks, folder = write_images(config, "val", 3), write_segmenter(config)
+    record = evaluate(config)
+    assert record is not None
+    model, index = load_segmenter(folder, "cpu"), load_index(images_dir(config, "val"), "images")
+    slid = []
+    for shard, position in [(0, 0), (0, 1), (1, 0)]:
+        image = decode_image(read_fields(index, shard, position, ["jpg"])["jpg"], "image")
+        slid.append(predict_logits(model, image, [1.0], False, crop_size=16, stride=12).argmax(0).numpy())
+    assert record["confusion"]["single"] == count_by_hand(slid, masks, 3)
+    whole = predictions(make_config(tmp_path), folder, False)
+    assert any((one != other).any() for one, other in zip(slid, whole, strict=True))
+    printed = capsys.readouterr().out
+    assert "windows of 16 every 12; CRF toco 10 iterations, gaussian 1/1, bilateral 121/5/4" in printed
+
+
 def test_workers_do_not_change_the_figures(tmp_path: Path) -> None:
     records = []
     for workers in (0, 1):
@@ -112,6 +130,23 @@ def test_crf_over_all_classes_equals_pydensecrf() -> None:
     assert (found == probabilities.argmax(0)).mean() < 0.999  # the CRF did something
     half = crf_labels(image, probabilities.astype(np.float16), params)
     assert (half == found).mean() >= 0.99
+
+
+def test_a_crf_gets_only_the_planes_it_uses_and_says_the_same() -> None:
+    image = decode_image(picture(1, 40, 48), "image")
+    probabilities = np.random.default_rng(1).random((8, 40, 48)).astype(np.float32) ** 3
+    probabilities[[0, 2, 5, 6]] = 0
+    probabilities /= probabilities.sum(0)
+    probabilities[[0, 2, 5, 6]] = 1e-7
+    probabilities[5, 3, 4] = 2e-5  # one pixel is enough
+    params = CRFParams(iterations=5)
+    planes, classes = crf_planes(torch.from_numpy(probabilities), params.clip)
+    assert classes.tolist() == [1, 3, 4, 5, 7]
+    assert planes.dtype == np.float16
+    assert np.array_equal(planes, probabilities[[1, 3, 4, 5, 7]].astype(np.float16))
+    found = crf_labels(image, planes, params, classes)
+    assert np.array_equal(found, crf_labels(image, probabilities.astype(np.float16), params))
+    assert (found == plain_crf(image, probabilities, params)).mean() >= 0.99
 
 
 def test_pool_is_bounded_ordered_and_reports_a_killed_worker() -> None:
