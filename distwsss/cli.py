@@ -109,6 +109,16 @@ def _predict(config: Config, arguments: Arguments) -> None:
     print(f"{len(paths)} predictions in {arguments.output}")
 
 
+def _submit(config: Config, arguments: Arguments) -> None:
+    from distwsss.evaluate.submit import submit
+
+    _single_process("submit")
+    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
+    output = Path(arguments.output)
+    count = submit(config, output, arguments.split, checkpoint, arguments.multi_scale, arguments.crf)
+    print(f"{count} label maps in {output}")
+
+
 def _report(config: Config, arguments: Arguments) -> None:
     from distwsss.report.html import write_report
 
@@ -141,9 +151,10 @@ VERBS: dict[str, tuple[Callable[[Config, Arguments], None], str]] = {
     "train": (_train, "train the segmenter on the pseudo-labels"),
     "evaluate": (_evaluate, "mIoU of the segmenter, without and with multi-scale + flip and CRF"),
     "predict": (_predict, "segment pictures: palette PNG and overlay for each"),
+    "submit": (_submit, "archive of label maps for the PASCAL VOC 2012 evaluation server"),
     "report": (_report, "one self-contained HTML page of numbers and pictures"),
 }
-SHOWING = ("predict", "report")  # they change no result, so what describes the results stays
+SHOWING = ("predict", "submit", "report")  # they change no result, so what describes the results stays
 
 
 def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -186,10 +197,16 @@ def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
         )
     if verb in ("run", "train"):
         parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder whose weights to start from")
-    if verb in ("evaluate", "predict"):
+    if verb in ("evaluate", "predict", "submit"):
         parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder (default: evaluate.checkpoint's)")
     if verb == "evaluate":
         parser.add_argument("--split", metavar="NAME", help="split to score (default: data.val_split)")
+    if verb == "submit":
+        parser.add_argument("--split", default="test", metavar="NAME", help="split to predict (default: test)")
+        parser.add_argument("--output", "-o", required=True, metavar="FILE", help="the archive, NAME.tgz or .tar.gz")
+        for flag, text in (("multi-scale", "evaluate.scales and the flip"), ("crf", "the dense CRF of evaluate.crf")):
+            dest = flag.replace("-", "_")
+            parser.add_argument(f"--no-{flag}", dest=dest, action="store_false", help=f"without {text}")
     if verb == "predict":
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders of them")
         parser.add_argument("--output", "-o", required=True, metavar="FOLDER", help="where predictions are written")
