@@ -266,23 +266,33 @@ def test_what_cannot_be_read_and_keys_that_do_not_apply(coco: Path, tmp_path: Pa
         listing(coco)
 
 
-@pytest.mark.parametrize("with_annotations", [82_081, 82_080])
-def test_the_official_train_list(
-    tmp_path: Path, with_annotations: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("split", "all_images", "kept", "official"),
+    [("train", 82_783, 82_081, 82_081), ("train", 82_783, 82_080, 82_081), ("val", 40_504, 40_137, 40_137)],
+)
+def test_the_official_lists(
+    tmp_path: Path,
+    split: str,
+    all_images: int,
+    kept: int,
+    official: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As many images as the official JSON has, of which `kept` have an annotation: the others are left out."""
     monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
     caplog.set_level(logging.INFO, "distwsss")
-    images = [{"id": n, "file_name": f"{n}.jpg", "height": 2, "width": 2} for n in range(82_783)]
-    some = [{"image_id": n, "category_id": 1, "segmentation": []} for n in range(with_annotations)]
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 2, "width": 2} for n in range(all_images)]
+    some = [{"image_id": n, "category_id": 1, "segmentation": []} for n in range(kept)]
     (tmp_path / "annotations").mkdir()
-    path = tmp_path / "annotations/instances_train2014.json"
+    path = tmp_path / f"annotations/instances_{split}2014.json"
     path.write_text(json.dumps({"images": images, "annotations": some, "categories": CATEGORIES}))
-    if with_annotations == 82_081:
-        assert len(listing(tmp_path).items) == 82_081
-        assert "82081 of 82783 images have an annotation; the others" in caplog.text
+    if kept == official:
+        assert {item.name for item in listing(tmp_path, split).items} == {f"{n}.jpg" for n in range(kept)}
+        assert f"{kept} of {all_images} images have an annotation; the others" in caplog.text
     else:
-        with pytest.raises(DataError, match="82080 of 82783 images have an annotation, officially 82081"):
-            listing(tmp_path)
+        with pytest.raises(DataError, match=f"{kept} of {all_images} images have an annotation, officially {official}"):
+            listing(tmp_path, split)
 
 
 def test_regions_with_another_picture_size_are_no_mask() -> None:
