@@ -17,19 +17,32 @@ from torch import nn
 
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.models.deeplab import DeepLab
+from distwsss.models.mask2former import Mask2Former
+from distwsss.models.segformer import SegFormer
 
 # kind -> constructor, called as SEGMENTERS[kind](backbone=..., classes=..., **options)
-SEGMENTERS: dict[str, Callable[..., nn.Module]] = {"deeplab": DeepLab}
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
+    "deeplab": DeepLab,
+    "segformer": SegFormer,
+    "mask2former": Mask2Former,
+}
 
 
 def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
     """The segmenter that `train` asks for, from its backbone's published weights where these are asked for."""
-    options: dict[str, Any] = {
+    return SEGMENTERS[section.model](backbone=section.backbone, classes=classes, **_options(section))
+
+
+def _options(section: TrainSection) -> dict[str, Any]:
+    if section.model == "mask2former":
+        return {"mask2former": section.mask2former}
+    if section.model == "segformer":
+        return {"head_channels": section.head_channels, "head_dropout": section.head_dropout}
+    return {
         "head": section.head,
         "head_channels": section.head_channels or 1024,
         "head_dropout": section.head_dropout,
     }
-    return SEGMENTERS[section.model](backbone=section.backbone, classes=classes, **options)
 
 
 def rebuild_segmenter(architecture: dict[str, Any]) -> nn.Module:

@@ -1,6 +1,6 @@
 """Files of weights as {name: tensor}, whatever wrote them; no code in them is ever run. Called by `weights`.
 
-Formats go by the file's suffix: see `FORMATS`.
+Formats go by the file's suffix: see `FORMATS`. A folder is one of the Hugging Face hub's: see `FOLDER_FILES`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,21 @@ from torch import Tensor
 
 from distwsss.errors import CheckpointError
 from distwsss.models.mxnet_params import read_mxnet
+from distwsss.models.pickles import read_pickle
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the weights
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of the hub holds, the first one found
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that holds the weights: `path` itself, or that of the folder `path`. Raises CheckpointError without."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path}: a folder without {' or '.join(FOLDER_FILES)}; allowed: one as the hub has them")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -26,11 +39,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     A wrapping `state_dict` or `model` and DataParallel's `module.` before every name are taken off.
     """
-    path = Path(path)
+    path = weights_file(path)
     if path.suffix not in FORMATS:
         raise CheckpointError(f"{path}: found suffix {path.suffix!r}; allowed: {', '.join(FORMATS)}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; allowed: a file of weights ({', '.join(FORMATS)})")
+        raise CheckpointError(f"{path}: no such file; allowed: a file of weights ({', '.join(FORMATS)}) or a folder")
     content = FORMATS[path.suffix](path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -73,5 +86,7 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     ".params": read_mxnet,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".bin": _read_torch,
+    ".pkl": read_pickle,
     ".safetensors": _read_safetensors,
 }

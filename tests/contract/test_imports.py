@@ -28,8 +28,10 @@ ONE_FILE = {
     "wandb": None,
     "accelerate": None,
     "pycocotools": "data/coco_mask.py",
-    "scipy": "data/sbd.py",
+    "scipy": None,
+    "transformers": None,
 }
+TRANSFORMERS = {"models/segformer.py", "models/mask2former.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -79,11 +81,19 @@ def test_optional_packages_stay_in_their_file() -> None:
     assert users["ray"] <= {"runtime/ray_pool.py"}
     assert users["fsspec"] <= {"runtime/storage.py"}
     assert users["pycocotools"] <= {"data/coco_mask.py"}
-    assert users["scipy"] <= {"data/sbd.py"}
+    assert users["scipy"] <= {"data/sbd.py", "losses/set_prediction.py"}
+    assert users["transformers"] == TRANSFORMERS
     assert not users["s3fs"]
     assert not users["deepspeed"]
     assert not users["wandb"]
     assert all(user.startswith("train/") for user in users["accelerate"])
+
+
+def test_transformers_is_imported_when_such_a_network_is_built_only() -> None:
+    for name in TRANSFORMERS:
+        for node in ast.parse((PACKAGE / name).read_text(encoding="utf-8")).body:
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(each.startswith("transformers") for each in [*named, str(getattr(node, "module", ""))])
 
 
 def test_configuration_and_help_need_no_torch() -> None:
