@@ -31,7 +31,7 @@ def set_counts(labels: Tensor, clean: Tensor, section: Mask2FormerSection) -> tu
     """
     weights, masks = 0.0, 0
     for image, mask in zip(labels, clean, strict=True):
-        matched = min(len(image[mask].unique()), section.queries)
+        matched = min(int(image[mask].long().bincount().count_nonzero()), section.queries)
         masks += matched
         weights += matched + section.no_object * (section.queries - matched) if matched else 0
     return weights, masks
@@ -123,7 +123,7 @@ def _mask_sums(
     masks: Tensor, columns: Tensor, targets: Tensor, grid: Tensor, section: Mask2FormerSection
 ) -> tuple[Tensor, Tensor]:
     """Sums over the matched masks R,h,w of binary cross-entropy (mean over points) and dice loss."""
-    points = _uncertain_points(masks, grid, section)
+    points = uncertain_points(masks, grid, section)
     logits = _at_points(masks, grid[points])  # R,P
     wanted = (targets[points] == columns[:, None]).to(logits)
     on_mask = binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum()
@@ -133,7 +133,7 @@ def _mask_sums(
 
 
 @torch.no_grad()
-def _uncertain_points(masks: Tensor, grid: Tensor, section: Mask2FormerSection) -> Tensor:
+def uncertain_points(masks: Tensor, grid: Tensor, section: Mask2FormerSection) -> Tensor:
     """R,P: which of the n clean pixels each of R masks is compared on, P = min(points, n), none twice.
 
     The share `importance` of them are those nearest to a logit of 0 among oversample x P drawn; the others are drawn

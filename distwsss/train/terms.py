@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distwsss.config.schema import TrainSection
 from distwsss.data.batches import Batch
 from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
+from distwsss.losses.set_prediction import set_counts, set_sums
 
 Parts = dict[str, tuple[Tensor, Tensor]]  # what is logged: name -> (sum, count)
 Size = tuple[int, int]
@@ -32,7 +33,8 @@ class Terms:
 
 
 def segmenter_terms(section: TrainSection, model: nn.Module) -> Terms:
-    """One term of weight 1 per output of `model.training_outputs`, of the loss that `section.loss` names."""
+    """One term of weight 1 per output of `model.training_outputs`, of the loss that `section.loss` names; for
+    Mask2Former with `set_loss` above 0 also its own three."""
 
     def counts(batch: Batch) -> list[float]:
         return [
@@ -47,7 +49,29 @@ def segmenter_terms(section: TrainSection, model: nn.Module) -> Terms:
         return torch.stack([torch.stack([part for part, _ in parts.values()]).sum() for parts in found]), found[0]
 
     crop = section.augment.crop
-    return Terms((1.0,) * len(model.loss_sizes(crop, crop)), counts, sums)
+    terms = Terms((1.0,) * len(model.loss_sizes(crop, crop)), counts, sums)
+    return with_set_loss(terms, section) if section.model == "mask2former" and section.mask2former.set_loss else terms
+
+
+def with_set_loss(pixels: Terms, section: TrainSection) -> Terms:
+    """`pixels` and Mask2Former's classes, masks and dice, on its clean pixels; outputs are its `SetOutputs`."""
+    sizes = section.mask2former
+
+    def clean(batch: Batch) -> Tensor:
+        valid = batch["labels"] != 255
+        return valid & batch["clean"] if section.loss == "hybrid" else valid
+
+    def counts(batch: Batch) -> list[float]:
+        classes, masks = set_counts(batch["labels"], clean(batch), sizes)
+        return [*pixels.counts(batch), classes, masks, masks]
+
+    def sums(outputs: Any, batch: Batch) -> tuple[Tensor, Parts]:
+        on_pixels, parts = pixels.sums(outputs.logits, batch)
+        on_sets = set_sums(outputs.layers, batch["labels"], clean(batch), sizes)
+        return torch.cat([on_pixels, on_sets]), parts
+
+    each = (sizes.class_weight, sizes.mask_weight, sizes.dice_weight)
+    return Terms((*pixels.weights, *(sizes.set_loss * weight for weight in each)), counts, sums)
 
 
 def _at(labels: Tensor, size: Size) -> Tensor:
