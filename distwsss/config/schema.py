@@ -182,7 +182,13 @@ class HardwareSection(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute the backbone's blocks in backward rather than keep what they computed"
     )
+    tf32: bool = Field(True, description="TensorFloat-32 in float32 products on GPUs that have it")
+    deepspeed: str | None = Field(None, description="DeepSpeed's JSON (configs/deepspeed/); default: DDP")
     timeout_seconds: int = Field(600, ge=1, description="collectives that take longer end the run")
+    shutdown_seconds: int = Field(
+        30, ge=0, description="what the launcher leaves a process to save after SIGTERM, SIGUSR1 or Ctrl-C"
+    )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="where metrics go beside metrics.jsonl")
 
 
 class ShapesSection(Section):
@@ -336,6 +342,16 @@ class BackboneSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _transformer(self) -> BackboneSection:
+        """Raises ValueError for what means nothing to mit_* and swin_*: features at 4, 8, 16 and 32, no BatchNorm."""
+        if self.name.startswith(("mit_", "swin_")) and (self.output_stride == 8 or not self.freeze_norm):
+            raise ValueError(
+                f"`output_stride` is {self.output_stride}, `freeze_norm` {self.freeze_norm}; allowed for {self.name}, "
+                "which has features at strides 4 to 32 and no BatchNorm: neither key"
+            )
+        return self
+
 
 class ClassifySection(Section):
     """One classifier per dropout probability p (METHOD section 1)."""
@@ -397,6 +413,16 @@ class Mask2FormerSection(Section):
     dice_weight: float = Field(5.0, ge=0.0)
     no_object: float = Field(0.1, gt=0.0, description="weight of the class no-object")
 
+    @model_validator(mode="after")
+    def _widths(self) -> Mask2FormerSection:
+        """Raises ValueError for a width that groups of 32 channels, attention heads or half of it do not divide."""
+        if self.hidden % 32 or self.hidden % self.heads or self.feedforward % 2:
+            raise ValueError(
+                f"`hidden` is {self.hidden}, `heads` {self.heads}, `feedforward` {self.feedforward}; allowed: a hidden "
+                "that is a multiple of 32 and of heads, an even feedforward"
+            )
+        return self
+
 
 class TrainSection(Section):
     """The segmenter and its loss (METHOD sections 4 and 5)."""
@@ -448,11 +474,16 @@ class TrainSection(Section):
     def _network(self) -> TrainSection:
         """Raises ValueError where model, lineage and backbone do not go together."""
         name = self.backbone.name
-        wanted = {"segformer": ("mit_",), "mask2former": ("swin_",)}.get(self.model)
-        if wanted and not name.startswith(wanted):
-            raise ValueError(f"`backbone.name` is {name!r}; allowed for model {self.model}: {wanted[0]}*")
+        wanted = {
+            "segformer": [f"mit_b{number}" for number in range(6)],
+            "mask2former": ["swin_tiny", "swin_small", "swin_base", "swin_large"],
+        }.get(self.model)
+        if wanted and name not in wanted:
+            raise ValueError(f"`backbone.name` is {name!r}; allowed for model {self.model}: {', '.join(wanted)}")
         if self.model == "deeplab" and name.startswith(("mit_", "resnet38")):
             raise ValueError(f"`backbone.name` is {name!r}; allowed for model deeplab: a convolutional network")
+        if self.head_channels is not None and self.model == "mask2former":
+            raise ValueError("`head_channels` is set; allowed for model mask2former: `mask2former.hidden`")
         if self.lineage != "plain" and self.model != "deeplab":
             raise ValueError(f"`lineage` is {self.lineage!r}; allowed for model {self.model}: plain")
         if (self.lineage == "classic") != (name == "resnet101_caffe"):

@@ -81,6 +81,7 @@ def _quiet_worker(_: int) -> None:
     """Signals are for the rank, which saves and then ends its workers; one thread each, as there are several."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -7,12 +7,13 @@ only after `verified_checkpoint` has compared it with its manifest.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError, report_problems
@@ -27,8 +28,13 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 def save_pretrained(model: nn.Module, folder: Path) -> None:
     """Weights and what is needed to build the network again, into an existing `folder`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_weights(weights, model.architecture(), folder)
+
+
+def save_weights(weights: dict[str, Tensor], architecture: dict[str, Any], folder: Path) -> None:
+    """`save_pretrained` of tensors that are on the CPU and contiguous already."""
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, model.architecture())
+    write_json(folder / CONFIG, architecture)
 
 
 def verified_checkpoint(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Asked to stop by SIGINT or SIGTERM: an exception (`cli`), or a flag that the ranks agree on (`train.loop`)."""
+"""Asked to stop by SIGINT, SIGTERM or SIGUSR1: an exception (`cli`), or a flag the ranks agree on (`train.loop`)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """While the block runs SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    """While the block runs SIGTERM and SIGUSR1 raise KeyboardInterrupt, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignal:
-    """While the block runs, the first SIGINT or SIGTERM sets `asked`; a second SIGINT interrupts at once."""
+    """While the block runs, the first SIGINT, SIGTERM or SIGUSR1 sets `asked`; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -37,7 +38,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -2,21 +2,24 @@
 
 `checkpoints/step-00002000/` holds model.safetensors + config.json (`models.export`), optimizer.pt, trainer.json and
 MANIFEST.json; `LAST` and `BEST` are pointer files beside it. A folder whose manifest does not verify is no checkpoint.
+optimizer.pt is {parameter name: its state}, whole tensors, so any world size and any engine goes on from it.
 """
 
 from __future__ import annotations
 
 import pickle
 import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from distwsss.errors import CheckpointError, RunError
-from distwsss.models.export import load_weights, save_pretrained
+from distwsss.models.export import load_weights, save_weights
 from distwsss.runtime.artifacts import (
     check_same,
     fresh_folder,
@@ -32,6 +35,7 @@ from distwsss.runtime.faults import fault_point
 from distwsss.runtime.progress import log
 
 OPTIMIZER, TRAINER = "optimizer.pt", "trainer.json"
+States = dict[str, dict[str, Tensor]]  # parameter name -> what the optimizer keeps of it
 
 
 def step_of(folder: Path) -> int:
@@ -43,8 +47,67 @@ def finished_folders(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
 
 
-def save_checkpoint(
-    checkpoints: Path, model: nn.Module, optimizer_state: dict[str, Any] | None, trainer: dict[str, Any], keep_last: int
+class CheckpointWriter:
+    """Writes one checkpoint at a time in a thread. `save` returns when everything is copied, into buffers that the next
+    save uses again; what goes wrong in the thread is raised by the next `save` or `wait`.
+
+    `seconds`: the longest that one has taken so far, copy and writing; None before the first.
+    """
+
+    def __init__(self, checkpoints: Path, keep_last: int) -> None:
+        self.checkpoints, self.keep_last = checkpoints, keep_last
+        self.seconds: float | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self, weights: dict[str, Tensor], architecture: dict[str, Any], states: States | None, trainer: dict[str, Any]
+    ) -> None:
+        """`step-NNNNNNNN` from these tensors (any device), then LAST. Waits for the one before."""
+        self.wait()
+        began = time.monotonic()
+        held = {name: self._copy(name, tensor) for name, tensor in weights.items()}
+        kept = states and {
+            name: {key: self._copy(f"{name} {key}", tensor) for key, tensor in state.items()}
+            for name, state in states.items()
+        }
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._pending = self._thread.submit(self._write, held, architecture, kept, trainer, began)
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=True)
+
+    def _write(self, weights: Any, architecture: Any, states: Any, trainer: dict[str, Any], began: float) -> None:
+        write_checkpoint(self.checkpoints, weights, architecture, states, trainer, self.keep_last)
+        self.seconds = max(self.seconds or 0.0, time.monotonic() - began)
+
+    def failed(self) -> BaseException | None:
+        """What went wrong in the thread, if it has ended."""
+        return self._pending.exception() if self._pending and self._pending.done() else None
+
+    def wait(self) -> None:
+        """Until what `save` was given is a checkpoint. Raises RunError where it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def write_checkpoint(
+    checkpoints: Path,
+    weights: dict[str, Tensor],
+    architecture: dict[str, Any],
+    states: States | None,
+    trainer: dict[str, Any],
+    keep_last: int,
 ) -> Path:
     """Write `step-NNNNNNNN`, move LAST to it, drop all but the newest `keep_last` and what BEST names."""
     final = checkpoints / f"step-{trainer['step']:08d}"
@@ -53,9 +116,9 @@ def save_checkpoint(
         return final
     try:
         temporary = fresh_folder(final.with_name(final.name + ".tmp"))
-        save_pretrained(model, temporary)
-        if optimizer_state is not None:
-            torch.save(optimizer_state, temporary / OPTIMIZER)
+        save_weights(weights, architecture, temporary)
+        if states is not None:
+            torch.save(states, temporary / OPTIMIZER)
         write_json(temporary / TRAINER, trainer)
         shutil.rmtree(final, ignore_errors=True)
         fault_point(f"before-publish:{final.name}")
@@ -105,10 +168,8 @@ def newest_checkpoint(checkpoints: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, parameters: dict[str, Any]
-) -> dict[str, Any]:
-    """Weights and optimizer state from `folder`; returns trainer.json. Raises on damage or other parameters.
+def load_checkpoint(folder: Path, model: nn.Module, parameters: dict[str, Any]) -> tuple[dict[str, Any], States]:
+    """Weights from `folder`; returns trainer.json and the optimizer's states. Raises on damage or other parameters.
 
     A run at its last step needs no optimizer state: killed before it was recorded as done, it has none.
     """
@@ -118,14 +179,54 @@ def load_checkpoint(
     trainer: dict[str, Any] = read_json(folder / TRAINER)
     check_same(trainer["parameters"], parameters, f"the checkpoint {folder}")
     load_weights(model, folder)
-    if not (folder / OPTIMIZER).is_file():
+    path = folder / OPTIMIZER
+    if not path.is_file():
         if trainer["step"] == trainer["total"]:
-            return trainer
+            return trainer, {}
         raise CheckpointError(
             f"{folder}: has no optimizer state (its run had finished); use --init-from to take its weights only"
         )
     try:
-        optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / OPTIMIZER}: does not fit this run ({error})") from error
-    return trainer
+        states: States = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    _check_states(path, states, model)
+    return trainer, states
+
+
+def _check_states(path: Path, states: Any, model: nn.Module) -> None:
+    trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+    fits = isinstance(states, dict) and all(
+        isinstance(state, dict)
+        and all(value.shape in (trained.get(name), torch.Size([])) for value in state.values() if value is not None)
+        for name, state in states.items()
+    )
+    unknown = sorted(states.keys() - trained.keys())[:3] if fits else []
+    if not fits or unknown:
+        found = f"states of {', '.join(unknown)}" if unknown else "another layout"
+        raise CheckpointError(f"{path}: found {found}; allowed: states of this run's trained parameters, by name")
+
+
+def optimizer_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> States:
+    """Parameter name -> what the optimizer keeps of it (nothing before its first step, nor for plain SGD)."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        for parameter, state in optimizer.state.items()
+        if any(isinstance(value, Tensor) for value in state.values())
+    }
+
+
+def load_optimizer_states(model: nn.Module, optimizer: torch.optim.Optimizer, states: States) -> None:
+    """The inverse of `optimizer_states`; states as large as their parameter get its memory layout and device."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_number = {
+        number: {
+            key: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            for key, value in states[names[id(parameter)]].items()
+        }
+        for number, parameter in enumerate(order)
+        if names[id(parameter)] in states
+    }
+    optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,51 +1,128 @@
-"""Accelerate, the only engine: single process, DDP under torchrun, mixed precision. Called by `train.loop`.
+"""Accelerate, the only engine: single process, DDP, DeepSpeed ZeRO, mixed precision. Called by `train.loop` and `cli`.
 
-Two traps are closed here: without CUDA a plain `Accelerator()` silently makes every torchrun rank a world of one, and
-asking it for a second time must not change the first's settings.
+Closed here: without CUDA a plain `Accelerator()` silently makes every rank a world of one, the DeepSpeed plugin wants
+another way to the CPU than DDP, and what a launcher leaves in the environment would override our configuration.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from torch import Tensor
 
 from distwsss.config.schema import HardwareSection
-from distwsss.errors import LaunchError
+from distwsss.errors import ConfigError, LaunchError, report_problems
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+HOW = "launchers/torchrun_local.sh, accelerate.sh and deepspeed.sh set them all"
+
+
+def launched() -> tuple[int, int]:
+    """Rank and world size as torchrun, `accelerate launch` or `deepspeed` set them; 0 of 1 without a launcher.
+
+    Raises LaunchError for an environment that is set in part.
+    """
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing and len(missing) < len(LAUNCHED):
+        found = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHED if name in os.environ)
+        raise LaunchError(f"found {found}, but no {', '.join(missing)}; allowed: all of them or none ({HOW})")
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_world_size() -> int:
-    """WORLD_SIZE as torchrun set it; 1 outside."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return launched()[1]
 
 
 def launched_rank() -> int:
-    """RANK as torchrun set it; 0 outside."""
-    return int(os.environ.get("RANK", "0"))
+    return launched()[0]
 
 
-def make_accelerator(hardware: HardwareSection, accumulation: int) -> Accelerator:
-    """Raises LaunchError when CUDA is asked for but absent, or when the world is not what the launcher started."""
+def make_accelerator(
+    hardware: HardwareSection, accumulation: int = 1, zero: dict[str, Any] | None = None, folder: Path | None = None
+) -> Accelerator:
+    """The engine of this process. `zero`: the filled DeepSpeed JSON (`train.zero`); `folder`: for trackers and dumps.
+
+    Raises LaunchError when CUDA is asked for but absent, or when the world is not what the launcher started, and
+    ConfigError for an environment of Accelerate's that contradicts the configuration.
+    """
+    rank, world = launched()
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise LaunchError("hardware.device is cuda, but no CUDA device was found; set hardware.device=auto")
     on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
+    _check_environment(hardware, accumulation)
+    if folder is not None:
+        _record_nccl(folder)
+    torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = hardware.tf32
+    options: dict[str, Any] = {"cpu": on_cpu, "mixed_precision": hardware.mixed_precision}
+    group: dict[str, Any] = {"timeout": timedelta(seconds=hardware.timeout_seconds)}
+    if zero is not None:
+        # the loop computes under autocast itself: in DeepSpeed's own bf16 all weights and buffers would be bf16
+        options = {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=zero), "mixed_precision": "no"}
+        group |= {"backend": "gloo"} if on_cpu else {}
     accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=hardware.mixed_precision,
         gradient_accumulation_steps=accumulation,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=hardware.timeout_seconds))],
+        kwargs_handlers=[InitProcessGroupKwargs(**group)],
+        log_with=list(hardware.trackers) or None,
+        project_dir=folder,
+        **options,
     )
-    world, rank = launched_world_size(), launched_rank()
     if (accelerator.num_processes, accelerator.process_index) != (world, rank):
         raise LaunchError(
             f"the launcher started rank {rank} of {world}, but Accelerate sees rank {accelerator.process_index} of "
-            f"{accelerator.num_processes}; start with torchrun (see launchers/torchrun.sh)"
+            f"{accelerator.num_processes}; start with one of launchers/"
         )
     return accelerator
+
+
+def _check_environment(hardware: HardwareSection, accumulation: int) -> None:
+    """`accelerate launch` passes its own settings as variables: what contradicts ours is an error, all named.
+
+    `no` and `1` are what it writes when nobody asked. Its DeepSpeed variables are taken away once they agree: the
+    plugin is ours.
+    """
+    problems = []
+    wanted = {
+        "ACCELERATE_MIXED_PRECISION": ("hardware.mixed_precision", hardware.mixed_precision, "no"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("accumulation from hardware.micro_batch", str(accumulation), "1"),
+    }
+    for variable, (key, value, unset) in wanted.items():
+        found = os.environ.get(variable, unset)
+        if found not in (value, unset):
+            problems.append(f"{variable}: found {found}, but {key} is {value}")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        problems.append("ACCELERATE_USE_FSDP: found true; allowed: DDP, or DeepSpeed by hardware.deepspeed")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        file, ours = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), hardware.deepspeed
+        if ours is None or not os.path.exists(file) or not os.path.samefile(file, ours):
+            problems.append(f"ACCELERATE_DEEPSPEED_CONFIG_FILE: found {file}, but hardware.deepspeed is {ours}")
+    if problems:
+        what = "accelerate launch and the configuration contradict each other; set one of each pair to the other"
+        raise ConfigError(report_problems(what, problems))
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]:
+        del os.environ[name]
+
+
+def _record_nccl(folder: Path) -> None:
+    """NCCL's flight recorder: the last collectives of each rank, written to `folder` when one times out."""
+    dump = str(folder.resolve() / "nccl-rank-")
+    for prefix in ("TORCH_NCCL", "TORCH_FR"):  # torch renamed them on the way
+        os.environ.setdefault(f"{prefix}_{'TRACE_' if prefix == 'TORCH_NCCL' else ''}BUFFER_SIZE", "2000")
+        os.environ.setdefault(f"{prefix}_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", dump)
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", dump)
+
+
+def autocast_dtype(hardware: HardwareSection) -> torch.dtype | None:
+    """What the forward computes in under DeepSpeed, where the loop does the autocasting; None: float32."""
+    return torch.bfloat16 if hardware.deepspeed and hardware.mixed_precision == "bf16" else None
 
 
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -54,3 +131,8 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
         values = values.to(accelerator.device)
         torch.distributed.all_reduce(values)
     return values
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    with suppress(AttributeError):  # without trackers there is nothing to end
+        accelerator.end_training()

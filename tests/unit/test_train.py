@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from distwsss.config import Config
 from distwsss.data.images import encode_palette
@@ -19,8 +20,8 @@ from distwsss.data.shard_writer import write_index, write_shard
 from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.artifacts import manifest_problems, read_pointer
-from distwsss.train import checkpoint, loop
-from distwsss.train.checkpoint import finished_folders, newest_checkpoint, save_checkpoint
+from distwsss.train import checkpoint, loop, steps
+from distwsss.train.checkpoint import finished_folders, newest_checkpoint, write_checkpoint
 from distwsss.train.loop import fit
 from distwsss.train.stages import classify, train
 from distwsss.train.task import classifier_task, held_out_keys, segmenter_task
@@ -229,7 +230,7 @@ def test_a_kill_during_an_evaluation_loses_nothing(tiny, tmp_path: Path, monkeyp
         return {line["step"]: line["heldout_miou"] for line in lines if "heldout_miou" in line}, best
 
     whole = fit(segmenter_task(config), config.hardware, tmp_path / "whole", seed=0)
-    evaluate, calls = loop.held_out_miou, []
+    evaluate, calls = steps.held_out_miou, []
 
     def killed(*arguments):
         calls.append(1)
@@ -237,7 +238,7 @@ def test_a_kill_during_an_evaluation_loses_nothing(tiny, tmp_path: Path, monkeyp
             raise SystemError("killed")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop, "held_out_miou", killed)
+    monkeypatch.setattr(steps, "held_out_miou", killed)
     for step in (2, 4):  # the first evaluation, then the last, after the checkpoint without optimizer state
         with pytest.raises(SystemError):
             fit(segmenter_task(config), config.hardware, tmp_path / "parts", seed=0)
@@ -265,13 +266,13 @@ def test_an_error_in_a_loader_worker_is_one_message(workers: int, prepared: Conf
 
 @pytest.mark.parametrize("error", [SafetensorError("no space"), RunError("disk full"), OSError(5, "I/O error")])
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing(error: Exception, tmp_path: Path, monkeypatch) -> None:
-    def fail(model: torch.nn.Module, folder: Path) -> None:
+    def fail(weights: dict[str, Tensor], architecture: dict[str, str], folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_pretrained", fail)
+    monkeypatch.setattr(checkpoint, "save_weights", fail)
     with pytest.raises(RunError, match="step-00000003: cannot be written"):
-        save_checkpoint(tmp_path, torch.nn.Linear(1, 1), None, {"step": 3}, keep_last=1)
+        write_checkpoint(tmp_path, {}, {}, None, {"step": 3}, keep_last=1)
     assert not list(tmp_path.iterdir())
 
 

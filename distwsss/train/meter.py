@@ -1,0 +1,48 @@
+"""What is logged of training: sums over the steps since the last line, then means over ranks. For `train.steps`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distwsss.train.engine import all_sum
+from distwsss.train.terms import Parts
+
+
+@dataclass
+class Meter:
+    """Sums over the steps since the last log line, over this rank's micro-batches."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    steps: int = 0
+    start: float = field(default_factory=time.monotonic)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def add_parts(self, parts: Parts) -> None:
+        for name, (total, count) in parts.items():
+            self.add(f"{name}.sum", total.detach())
+            self.add(f"{name}.count", count)
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """loss, grad_norm, and of each part its mean and its share of the counted pixels; a collective."""
+        names = sorted(self.sums)
+        values = torch.tensor([*(self.sums[name] for name in names), self.images], dtype=torch.float64)
+        *sums, images = all_sum(accelerator, values).tolist()
+        total = dict(zip(names, sums, strict=True))
+        found = {"loss": total.pop("loss") / self.steps}
+        if "grad_norm" in total:
+            found["grad_norm"] = total.pop("grad_norm") / self.steps / accelerator.num_processes
+        pixels = sum(value for name, value in total.items() if name.endswith(".count"))
+        for name in [name.removesuffix(".sum") for name in total if name.endswith(".sum")]:
+            count = total[f"{name}.count"]
+            found[name] = total[f"{name}.sum"] / max(count, 1)
+            found[f"{name}_share"] = count / max(pixels, 1)
+        found["images_per_second"] = round(images / max(time.monotonic() - self.start, 1e-9), 3)
+        return found

@@ -1,0 +1,279 @@
+"""The steps of a training run: agree, forward, backward, log, save, evaluate. Called by `train.loop`.
+
+A step's loss is the sum of w S / C over its terms, S and C over the whole global batch (DESIGN, Loss). The
+micro-batches of a step are read first and their counts, the wish to stop and errors added up over the ranks in one
+collective; then each micro-batch backpropagates its `w S / C * world * accumulation`: Accelerate and DeepSpeed divide
+by accumulation, the gradient reduction by the world.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from distwsss.config.schema import HardwareSection, duration_to_steps
+from distwsss.data.batches import Batch
+from distwsss.errors import DistwsssError, RunError
+from distwsss.models.export import from_pretrained
+from distwsss.runtime.artifacts import write_pointer
+from distwsss.runtime.faults import fault_point
+from distwsss.runtime.metrics import append_metrics, read_metrics
+from distwsss.runtime.progress import duration, log, step_bar
+from distwsss.runtime.seeding import derive_seed
+from distwsss.runtime.stop import StopSignal
+from distwsss.train.checkpoint import (
+    CheckpointWriter,
+    States,
+    optimizer_states,
+)
+from distwsss.train.engine import all_sum
+from distwsss.train.heldout import held_out_miou
+from distwsss.train.meter import Meter
+from distwsss.train.optim import lr_factor, set_lr
+from distwsss.train.task import Task
+from distwsss.train.watch import HangWatch
+from distwsss.train.zero import whole_states, whole_weights
+
+
+@dataclass
+class Run:
+    """What a step needs."""
+
+    task: Task
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    folder: Path
+    seed: int
+    total: int
+    hardware: HardwareSection
+    attempt: int
+    writer: CheckpointWriter
+    watch: HangWatch
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def zero(self) -> bool:
+        """Whether DeepSpeed partitions what is trained."""
+        return self.hardware.deepspeed is not None
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal) -> None:
+    """Steps `start` .. total - 1, with logging, checkpoints, held-out evaluation and the agreed stop."""
+    section, total = run.task.optim, run.total
+    warmup, save_every, evaluate_every = (
+        duration_to_steps(text or "100%", len(run.task.selection), section.global_batch, total)
+        for text in (section.warmup, section.save_every, run.task.evaluate_every)
+    )
+
+    def evaluates(step: int) -> bool:
+        return step == total or step % max(1, evaluate_every) == 0
+
+    if start and evaluates(start) and _evaluation_missed(run, start):
+        _evaluate(run, start)
+    began = last_line = time.monotonic()
+    bar = step_bar(start, total, run.task.name)
+    for step in bar:
+        run.watch.step(step)
+        batches, error = _read(loader, run.accelerator.gradient_accumulation_steps)
+        agreed = _agree(run, batches, stop, error or run.writer.failed())
+        if agreed.stopping:
+            _stop(run, step, agreed.may_save)
+        scales = agreed.scales
+        set_lr(run.optimizer, section.lr * lr_factor(step, total, warmup, section))
+        _train_step(run, step, batches, scales)
+        fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
+        if (step + 1) % section.log_every == 0 or step + 1 == total:
+            line = _log_metrics(run, step + 1)
+            bar.set_postfix_str(line)
+            if step + 1 == total or (bar.disable and time.monotonic() - last_line > 20):
+                left = (time.monotonic() - began) / (step + 1 - start) * (total - step - 1)
+                log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
+                last_line = time.monotonic()
+        if evaluates(step + 1) or (step + 1) % max(1, save_every) == 0:
+            _save(run, step + 1)
+        if evaluates(step + 1):
+            _evaluate(run, step + 1)
+
+
+def _read(loader: Iterator[Batch], count: int) -> tuple[list[Batch], Exception | None]:
+    """The micro-batches of a step, or the error of the data that the ranks must hear of first."""
+    try:
+        return [next(loader) for _ in range(count)], None
+    except (DistwsssError, OSError) as error:
+        return [], error
+
+
+class Agreed(NamedTuple):
+    """What the ranks know of a step before its first backward. scales: float32[terms], w / C (0 where C is 0)."""
+
+    scales: Tensor
+    stopping: bool
+    may_save: bool
+
+
+def _agree(run: Run, batches: list[Batch], stop: StopSignal, error: BaseException | None) -> Agreed:
+    """One collective: C of each term, whether a rank was asked to stop or has failed, whether rank 0 has time to save.
+
+    Raises the error of the first rank that has one, on every rank.
+    """
+    local = [run.task.counts(batch) for batch in batches if not batch["empty"]]
+    sums = [sum(term) for term in zip(*local, strict=True)] or [0.0] * len(run.task.weights)
+    flags = [float(stop.asked), float(error is not None), float(run.main() and not _fits(run))]
+    agreed = all_sum(run.accelerator, torch.tensor([*sums, *flags], dtype=torch.float64)).cpu()
+    stopping, failed, late = agreed[-3:].tolist()
+    if failed:
+        errors = [error]
+        if run.accelerator.num_processes > 1:
+            errors = gather_object(errors)
+        raise next(error for error in errors if error is not None)
+    counts, weights = agreed[:-3], torch.tensor(run.task.weights, dtype=torch.float64)
+    scales = torch.where(counts > 0, weights / counts, 0.0).float()
+    return Agreed(scales.to(run.accelerator.device), bool(stopping), not late)
+
+
+def _fits(run: Run) -> bool:
+    """Whether a checkpoint, by what the slowest took so far, is written before the launcher kills this process."""
+    return (run.writer.seconds or 0.0) < 0.8 * run.hardware.shutdown_seconds
+
+
+def _stop(run: Run, step: int, may_save: bool) -> None:
+    """Save, if there is time, and end."""
+    if may_save:
+        _save(run, step)
+        run.writer.wait()
+    else:
+        log.warning(
+            f"{run.task.name}: asked to stop; a checkpoint takes up to {run.writer.seconds:.0f} s, "
+            f"hardware.shutdown_seconds is {run.hardware.shutdown_seconds}: the last one stays"
+        )
+    raise KeyboardInterrupt
+
+
+def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> None:
+    """Forward and backward of every micro-batch, then the optimizer. scales: float32[terms], w / C of each."""
+    accelerator, last = run.accelerator, len(batches) - 1
+    finite = True
+    for micro, batch in enumerate(batches):
+        # dropout and drop-path depend on these names only, so nothing about the generator needs saving
+        torch.manual_seed(derive_seed(run.seed, step, accelerator.process_index, micro))
+        on_device = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        accelerator.gradient_state._set_sync_gradients(micro == last)  # DeepSpeed steps inside backward where it is set
+        with nullcontext() if micro == last or run.zero else accelerator.no_sync(run.model):
+            with accelerator.autocast():
+                outputs = run.model(on_device["image"])
+            sums, parts = run.task.sums(outputs, on_device)
+            if batch["empty"]:  # a slice without samples: its graph takes part, with nothing to say
+                sums, parts = sums * 0, {}
+            loss = (sums * scales).sum()
+            finite = finite and bool(torch.isfinite(loss))
+            if micro == last:
+                fault_point(f"in-step:{step + 1}:rank{accelerator.process_index}")
+                _check_finite(run, step, batches, finite)
+            accelerator.backward(loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
+        run.meter.add("loss", loss.detach())
+        run.meter.add_parts(parts)
+        run.meter.images += 0 if batch["empty"] else len(batch["keys"])
+    if run.task.optim.clip_grad:  # DeepSpeed has clipped; this asks for the norm
+        norm = accelerator.clip_grad_norm_(run.model.parameters(), run.task.optim.clip_grad)
+        run.meter.add("grad_norm", norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.meter.steps += 1
+
+
+def _check_finite(run: Run, step: int, batches: list[Batch], finite: bool) -> None:
+    """After the last forward and before the last backward, so that no rank steps on a bad gradient."""
+    bad = all_sum(run.accelerator, torch.tensor([int(not finite)]))
+    if int(bad):
+        keys = [] if finite else [key for batch in batches for key in batch["keys"]]
+        if run.accelerator.num_processes > 1:
+            keys = gather_object(keys)
+        raise RunError(
+            f"{run.task.name}: the loss is not finite at step {step + 1}; images of the ranks concerned: "
+            f"{', '.join(keys)}; lower the learning rate or look at these images. The last checkpoint is untouched"
+        )
+
+
+def _log_metrics(run: Run, step: int) -> str:
+    """One line of metrics.jsonl: means over the steps since the last one, over all ranks."""
+    metrics, run.meter = run.meter.means(run.accelerator), Meter()
+    lr = run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["multiplier"]
+    if run.main():
+        append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "lr": lr, **metrics})
+    if run.hardware.trackers:
+        run.accelerator.log({"lr": lr, "attempt": run.attempt, **metrics}, step=step)
+    return f"loss {metrics['loss']:.4f}, lr {lr:.2e}, {metrics['images_per_second']:.1f} images/s"
+
+
+def _save(run: Run, step: int) -> None:
+    """Rank 0 writes a checkpoint in the background; the finished run keeps no optimizer state."""
+    run.watch.pause()
+    done = step == run.total and not run.task.optim.keep_optimizer
+    states: States | None = None
+    if run.zero:
+        weights = whole_weights(run.task.model, run.main())
+        states = None if done else whole_states(run.task.model, run.optimizer.optimizer, run.main())
+    elif run.main():
+        weights = run.task.model.state_dict()
+        states = None if done else optimizer_states(run.task.model, run.optimizer.optimizer)
+    if run.main():
+        trainer = {"step": step, "total": run.total, "attempt": run.attempt, "parameters": run.task.parameters}
+        run.writer.save(weights, run.task.model.architecture(), states, trainer)
+
+
+def _evaluate(run: Run, step: int) -> None:
+    """Held-out mIoU of the checkpoint of `step`; BEST points to the highest. Training does not depend on it."""
+    if run.task.held_out is None:
+        return
+    run.watch.pause()
+    model = run.task.model
+    if run.zero:  # all ranks must ask a partitioned network at once, but they hold unequal numbers of images
+        run.writer.wait()
+        run.accelerator.wait_for_everyone()
+        model = from_pretrained(run.checkpoint(step), run.accelerator.device)
+    miou = held_out_miou(model, run.task.held_out, run.accelerator)
+    run.task.model.train()
+    run.writer.wait()
+    if run.main() and not math.isnan(miou):
+        log.info(f"{run.task.name}: step {step}, held-out mIoU {100 * miou:.2f}")
+        if miou >= max({**_held_out(run), step: miou}.values()):
+            write_pointer(run.checkpoints / "BEST", run.checkpoint(step))
+        # last: the line says that all of this was done
+        append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "heldout_miou": miou})
+    run.accelerator.wait_for_everyone()
+
+
+def _evaluation_missed(run: Run, step: int) -> bool:
+    """Whether a kill came after this run's checkpoint of `step`, before its evaluation was written; rank 0 looks."""
+    missed = run.main() and run.checkpoint(step).is_dir() and step not in _held_out(run)
+    return bool(all_sum(run.accelerator, torch.tensor([int(missed)])))
+
+
+def _held_out(run: Run) -> dict[int, float]:
+    """The held-out mIoU written so far, by step."""
+    return {line["step"]: line["heldout_miou"] for line in read_metrics(run.metrics) if "heldout_miou" in line}
