@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distwsss.config.schema import Config
+from distwsss.config.schema import CRF_PARAMS, Config
 from distwsss.errors import ConfigError, report_problems
 
 PROFILE_DIR = Path("configs/profiles")
@@ -89,6 +89,8 @@ def _overlay(base: dict[str, Any], top: dict[str, Any], where: str, origin: dict
     """Overlay `top` on `base` in place; `origin` records which source set each dotted key."""
     for key, value in top.items():
         dotted = f"{prefix}{key}"
+        if key == "crf" and isinstance(value, dict) and isinstance(base.get(key), str) and base[key] in CRF_PARAMS:
+            base[key] = CRF_PARAMS[base[key]].model_dump()  # single numbers over a name are over that name's
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _overlay(base[key], value, where, origin, f"{dotted}.")
         else:

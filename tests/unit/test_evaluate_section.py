@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distwsss.config.load import check_config
+from distwsss.config.load import check_config, load_config
 from distwsss.config.schema import CRF_PARAMS, EvaluateSection
 from distwsss.errors import ConfigError
 
@@ -39,6 +40,18 @@ def test_crf_parameters_are_the_published_ones(name: str) -> None:
     assert (*found, crf.iterations) == TABLE[name]
     assert all(isinstance(value, float) for value in found)  # 3 and 3.0 are two fingerprints
     assert crf.clip == 1e-5
+
+
+def test_single_numbers_over_a_name_are_over_that_names(tmp_path: Path) -> None:
+    base, file = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("name: x\ndata: {dataset: shapes}\nevaluate: {crf: toco}\nseeds: {crf: irn}\n", encoding="utf-8")
+    file.write_text("base: base.yaml\nevaluate: {crf: {iterations: 5}}\n", encoding="utf-8")
+    config = load_config(file, overrides=["evaluate.crf.bilateral_srgb=7", "seeds.crf.gaussian_sxy=2"])
+    assert config.evaluate.crf is not None
+    assert list(config.evaluate.crf.model_dump().values()) == [5, 1, 1, 121, 7, 4, 1e-5]
+    assert list(config.seeds.crf.model_dump().values()) == [10, 2, 3, 50, 5, 10, 1e-5]
+    with pytest.raises(ConfigError, match=r"evaluate\.crf.*'toko'"):
+        load_config(base, overrides=["evaluate.crf=toko"])
 
 
 def test_an_unknown_name_is_answered_with_all_of_them() -> None:
