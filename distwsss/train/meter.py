@@ -31,7 +31,8 @@ class Meter:
             self.add(f"{name}.count", count)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """loss, grad_norm, and of each part its mean and its share of the counted pixels; a collective."""
+        """loss, grad_norm, and of each part its mean and, `set_*` aside, its share of the counted pixels; a
+        collective."""
         names = sorted(self.sums)
         values = torch.tensor([*(self.sums[name] for name in names), self.images], dtype=torch.float64)
         *sums, images = all_sum(accelerator, values).tolist()
@@ -39,10 +40,15 @@ class Meter:
         found = {"loss": total.pop("loss") / self.steps}
         if "grad_norm" in total:
             found["grad_norm"] = total.pop("grad_norm") / self.steps / accelerator.num_processes
-        pixels = sum(value for name, value in total.items() if name.endswith(".count"))
+        pixels = sum(value for name, value in total.items() if _counts_pixels(name) and name.endswith(".count"))
         for name in [name.removesuffix(".sum") for name in total if name.endswith(".sum")]:
             count = total[f"{name}.count"]
             found[name] = total[f"{name}.sum"] / max(count, 1)
-            found[f"{name}_share"] = count / max(pixels, 1)
+            if _counts_pixels(name):
+                found[f"{name}_share"] = count / max(pixels, 1)
         found["images_per_second"] = round(images / max(time.monotonic() - self.start, 1e-9), 3)
         return found
+
+
+def _counts_pixels(part: str) -> bool:
+    return not part.startswith("set_")  # Mask2Former's set loss counts queries and masks

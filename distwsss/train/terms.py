@@ -18,7 +18,7 @@ from distwsss.data.batches import Batch
 from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
 from distwsss.losses.set_prediction import set_counts, set_sums
 
-Parts = dict[str, tuple[Tensor, Tensor]]  # what is logged: name -> (sum, count)
+Parts = dict[str, tuple[Tensor, Tensor | float]]  # what is logged: name -> (sum, count)
 Size = tuple[int, int]
 MAPS = ("labels", "clean", "complements")
 
@@ -68,7 +68,9 @@ def with_set_loss(pixels: Terms, section: TrainSection) -> Terms:
     def sums(outputs: Any, batch: Batch) -> tuple[Tensor, Parts]:
         on_pixels, parts = pixels.sums(outputs.logits, batch)
         on_sets = set_sums(outputs.layers, batch["labels"], clean(batch), sizes)
-        return torch.cat([on_pixels, on_sets]), parts
+        classes, masks = set_counts(batch["labels"], clean(batch), sizes)
+        logged = zip(("set_class", "set_mask", "set_dice"), on_sets, (classes, masks, masks), strict=True)
+        return torch.cat([on_pixels, on_sets]), parts | {name: (part, count) for name, part, count in logged}
 
     each = (sizes.class_weight, sizes.mask_weight, sizes.dice_weight)
     return Terms((*pixels.weights, *(sizes.set_loss * weight for weight in each)), counts, sums)

@@ -41,6 +41,7 @@ VARIANTS = {
         model="mask2former",
         backbone=BackboneSection(name="swin_tiny", pretrained=False, drop_path=0.1),
         mask2former=Mask2FormerSection(hidden=32, feedforward=64, queries=5, encoder_layers=1, decoder_layers=2),
+        head_channels=None,
     ),
 }
 WITHOUT_NORM = ("segformer on mit_b0", "mask2former on swin_tiny")  # backbones without BatchNorm

@@ -220,6 +220,9 @@ def test_terms_are_the_pixels_then_the_sets() -> None:
         assert terms.counts(batch) == [int(valid.sum()), classes, masks, masks]
         sums, parts = terms.sums(SetOutputs([logits], layers), batch)
         assert torch.equal(sums[1:], set_sums(layers, labels, mask, sizes))
+        on_sets = {name: parts.pop(name) for name in ("set_class", "set_mask", "set_dice")}
+        assert [float(part.detach()) for part, _ in on_sets.values()] == sums[1:].tolist()
+        assert [count for _, count in on_sets.values()] == terms.counts(batch)[1:]
         assert torch.allclose(sums[0], sum(part for part, _ in parts.values()).to(sums))
     without = TrainSection(model="mask2former", backbone=backbone, mask2former=Mask2FormerSection(set_loss=0.0))
     assert segmenter_terms(without, model).weights == (1.0,)
