@@ -68,19 +68,22 @@ def tiny_file(tmp_path: Path):
     return make
 
 
+def run_distwsss(
+    *arguments: object, ranks: int = 1, fault: str | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The finished process `distwsss ARGUMENTS` (under torchrun for several ranks), its output as text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    if fault:
+        environment |= {"DISTWSSS_ENABLE_FAULTS": "1", "DISTWSSS_FAULT": fault}
+    launch = [sys.executable, "-m"]
+    if ranks > 1:
+        launch += ["torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
+        launch += ["--rdzv-endpoint=localhost:0", "-m"]
+    command = [*launch, "distwsss", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False, cwd=cwd)
+
+
 @pytest.fixture
 def distwsss():
-    """distwsss(*arguments, ranks=1, fault=None) -> the finished process, its output as text."""
-
-    def run(*arguments: object, ranks: int = 1, fault: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        if fault:
-            environment |= {"DISTWSSS_ENABLE_FAULTS": "1", "DISTWSSS_FAULT": fault}
-        launch = [sys.executable, "-m"]
-        if ranks > 1:
-            launch += ["torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
-            launch += ["--rdzv-endpoint=localhost:0", "-m"]
-        command = [*launch, "distwsss", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-
-    return run
+    """`run_distwsss`."""
+    return run_distwsss
