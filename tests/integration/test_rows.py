@@ -1,6 +1,6 @@
 """Every row of configs/voc12 and configs/coco14: a step, an evaluation and a checkpoint by the commands of a GPU user.
 
-Each *_smoke.yaml changes sizes and data only; stage 1 (ResNet38, CAM, CRF, vote) is made once and shared, as by the rows.
+Each *_smoke.yaml changes sizes and data only; stage 1 (ResNet38, CAM, CRF, vote) is made once and shared, as rows do.
 """
 
 from __future__ import annotations
