@@ -7,6 +7,7 @@ in float32 under autocast, and stochastic depth is on both branches of a Swin bl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -118,8 +119,11 @@ class Mask2Former(nn.Module):
 
     def predict(self, images: Tensor) -> list[MaskLayer]:
         """What each decoder layer predicts, from the queries alone to the last one."""
-        features = self.backbone(images).feature_maps
-        with _no_autocast(images.device):  # deformable attention loses its positions in half precision
+        return self.from_features(self.backbone(images).feature_maps)
+
+    def from_features(self, features: Sequence[Tensor]) -> list[MaskLayer]:
+        """`predict` from the backbone's features, B,C,H/4,W/4 to B,8C,H/32,W/32."""
+        with _no_autocast(features[0].device):  # deformable attention loses its positions in half precision
             dtype = self.pixel_decoder.mask_projection.weight.dtype
             pixels = self.pixel_decoder([feature.to(dtype) for feature in features])
         decoded = self.decoder(pixels.multi_scale_features, pixels.mask_features)

@@ -18,6 +18,7 @@ from torch import nn
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.models.deeplab import DeepLab
 from distwsss.models.mask2former import Mask2Former
+from distwsss.models.network_weights import load_network
 from distwsss.models.segformer import SegFormer
 
 # kind -> constructor, called as SEGMENTERS[kind](backbone=..., classes=..., **options)
@@ -29,8 +30,14 @@ SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
-    """The segmenter that `train` asks for, from its backbone's published weights where these are asked for."""
-    return SEGMENTERS[section.model](backbone=section.backbone, classes=classes, **_options(section))
+    """The segmenter that `train` asks for, from published weights, its backbone's or all of it, where it says so."""
+    backbone = section.backbone
+    if section.weights:  # they are the backbone's too
+        backbone = backbone.model_copy(update={"pretrained": False, "weights": None})
+    model = SEGMENTERS[section.model](backbone=backbone, classes=classes, **_options(section))
+    if section.weights:
+        load_network(model, section.weights, section.model)
+    return model
 
 
 def _options(section: TrainSection) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.errors import CheckpointError, report_problems
+from distwsss.models.transformer_names import BEYOND, mit_tensors, swin_tensors
 from distwsss.models.weight_files import read_weights
 from distwsss.runtime.progress import log
 
@@ -36,10 +37,23 @@ def load_file_into(net: nn.Module, path: str | Path, backbone: str) -> None:
     """
     tensors = rename_for(read_weights(path), backbone, path)
     heads = [name for name in tensors if HEADS.fullmatch(name)]
-    body = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    beyond = beyond_network(tensors, backbone)
+    body = {name: tensor for name, tensor in tensors.items() if name not in (*heads, *beyond)}
     load_exactly(net, body, path)
-    left_out = f"; left out the classification layer: {', '.join(heads)}" if heads else ""
-    log.info(f"{path}: {len(body)} tensors loaded{left_out}")
+    log.info(f"{path}: {len(body)} tensors loaded{left_out(heads, beyond)}")
+
+
+def beyond_network(tensors: Tensors, network: str) -> list[str]:
+    """The names in `tensors` that `BEYOND` says a backbone or network of ours has no place for."""
+    patterns = [pattern for prefix, pattern in BEYOND.items() if network.startswith(prefix)]
+    return [name for name in tensors if any(pattern.fullmatch(name) for pattern in patterns)]
+
+
+def left_out(classifier: list[str], beyond: list[str], most: int = 6) -> str:
+    """What of a file was not loaded, for the log."""
+    text = f"; left out the classification layer: {', '.join(classifier)}" if classifier else ""
+    rest = f" and {len(beyond) - most} more" if len(beyond) > most else ""
+    return text + (f"; no part of the network: {', '.join(beyond[:most])}{rest}" if beyond else "")
 
 
 def rename_for(tensors: Tensors, backbone: str, path: str | Path) -> Tensors:
@@ -105,7 +119,11 @@ def resnet38_name(name: str) -> str:
 
 # backbone, or what several names start with -> its tensors from those of the files users have: names and, where such
 # files split or scale them otherwise, values. A name that means nothing stays, for `load_exactly` to refuse.
-RENAMES: dict[str, Rename] = {"resnet38": by_name(resnet38_name)}
+RENAMES: dict[str, Rename] = {
+    "resnet38": by_name(resnet38_name),
+    "mit_b": mit_tensors,
+    **{f"swin_{size}": swin_tensors for size in ("tiny", "small", "base", "large")},
+}
 
 
 def lite_file() -> Path:
