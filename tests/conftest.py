@@ -15,6 +15,8 @@ from distwsss.config import Config
 from distwsss.config.load import check_config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what DeepSpeed compiles at its first start, once for all tests
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(__file__).resolve().parents[1] / "build" / "torch_extensions"))
 
 TINY_OPTIM = {"duration": "4 steps", "global_batch": 4, "lr": 0.01, "log_every": 1}
 TINY_BACKBONE = {"name": "tiny", "pretrained": False, "output_stride": 8}

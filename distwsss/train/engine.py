@@ -22,6 +22,7 @@ from distwsss.errors import ConfigError, LaunchError, report_problems
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 HOW = "launchers/torchrun_local.sh, accelerate.sh and deepspeed.sh set them all"
+DEEPSPEED_DIR = Path("configs/deepspeed")
 
 
 def launched() -> tuple[int, int]:
@@ -44,17 +45,31 @@ def launched_rank() -> int:
     return launched()[0]
 
 
+def deepspeed_file(hardware: HardwareSection) -> Path | None:
+    """hardware.deepspeed, a path or the NAME of configs/deepspeed/NAME.json; a file that may not exist."""
+    if hardware.deepspeed is None:
+        return None
+    named = DEEPSPEED_DIR / f"{hardware.deepspeed}.json"
+    return named if named.is_file() and not os.path.isfile(hardware.deepspeed) else Path(hardware.deepspeed)
+
+
 def make_accelerator(
     hardware: HardwareSection, accumulation: int = 1, zero: dict[str, Any] | None = None, folder: Path | None = None
 ) -> Accelerator:
-    """The engine of this process. `zero`: the filled DeepSpeed JSON (`train.zero`); `folder`: for trackers and dumps.
+    """The engine of this process. `zero`: DeepSpeed's JSON as `train.zero_config` fills it; `folder`: for dumps.
 
-    Raises LaunchError when CUDA is asked for but absent, or when the world is not what the launcher started, and
-    ConfigError for an environment of Accelerate's that contradicts the configuration.
+    Raises LaunchError when CUDA is asked for but absent, when DeepSpeed has no launcher, when the ranks do not come
+    together or when the world is not what the launcher started, and ConfigError for an environment of Accelerate's that
+    contradicts the configuration.
     """
     rank, world = launched()
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise LaunchError("hardware.device is cuda, but no CUDA device was found; set hardware.device=auto")
+    if zero is not None and "RANK" not in os.environ:
+        raise LaunchError(
+            f"hardware.deepspeed is {hardware.deepspeed}, but no launcher started this process; start `distwsss train` "
+            "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (NPROC=1 for one GPU)"
+        )
     on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
     _check_environment(hardware, accumulation)
     if folder is not None:
@@ -67,13 +82,20 @@ def make_accelerator(
         # the loop computes under autocast itself: in DeepSpeed's own bf16 all weights and buffers would be bf16
         options = {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=zero), "mixed_precision": "no"}
         group |= {"backend": "gloo"} if on_cpu else {}
-    accelerator = Accelerator(
-        gradient_accumulation_steps=accumulation,
-        kwargs_handlers=[InitProcessGroupKwargs(**group)],
-        log_with=list(hardware.trackers) or None,
-        project_dir=folder,
-        **options,
-    )
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=accumulation,
+            kwargs_handlers=[InitProcessGroupKwargs(**group)],
+            log_with=list(hardware.trackers) or None,
+            project_dir=folder,
+            **options,
+        )
+    except torch.distributed.DistError as error:  # a port in use, a rank that did not come
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LaunchError(
+            f"rank {rank} of {world} found no process group at {where} ({str(error).splitlines()[0]}); allowed: an "
+            "address of rank 0's machine with a free port, RDZV_ENDPOINT of launchers/"
+        ) from error
     if (accelerator.num_processes, accelerator.process_index) != (world, rank):
         raise LaunchError(
             f"the launcher started rank {rank} of {world}, but Accelerate sees rank {accelerator.process_index} of "
@@ -100,7 +122,7 @@ def _check_environment(hardware: HardwareSection, accumulation: int) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         problems.append("ACCELERATE_USE_FSDP: found true; allowed: DDP, or DeepSpeed by hardware.deepspeed")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        file, ours = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), hardware.deepspeed
+        file, ours = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), deepspeed_file(hardware)
         if ours is None or not os.path.exists(file) or not os.path.samefile(file, ours):
             problems.append(f"ACCELERATE_DEEPSPEED_CONFIG_FILE: found {file}, but hardware.deepspeed is {ours}")
     if problems:

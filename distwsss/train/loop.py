@@ -32,7 +32,8 @@ from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task
 from distwsss.train.watch import FirstError, HangWatch, is_collective_failure
-from distwsss.train.zero import deepspeed_config, load_states
+from distwsss.train.zero import load_states
+from distwsss.train.zero_config import deepspeed_config
 
 DONE = "done.json"
 
