@@ -11,6 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import batch_norm, conv2d, interpolate, linear
 
 from distwsss.config.schema import BackboneSection, TrainSection
@@ -163,6 +164,15 @@ def test_checkpointing_keeps_less_and_changes_nothing() -> None:
     after, found = kept(model, images)
     assert torch.equal(found, expected)
     assert after < before / 2
+
+
+def test_runs_on_meta_and_fake_tensors() -> None:
+    with torch.device("meta"):
+        assert build().train()(torch.empty(2, 3, 64, 96)).shape == (2, 3, 16, 24)
+    with FakeTensorMode():
+        model = build().train()
+        model(torch.randn(2, 3, 64, 96)).sum().backward()
+        assert model.head.classifier.weight.grad.shape == (3, 256, 1, 1)
 
 
 @pytest.mark.parametrize(
