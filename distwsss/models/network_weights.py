@@ -1,4 +1,5 @@
-"""A whole network's published weights to start from: `train.weights`. Called by `segmenters`."""
+"""A whole network's published weights to start from, `train.weights`; which file a run starts from. Called by
+`segmenters` and `train.task`."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ from pathlib import Path
 
 from torch import nn
 
+from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError
+from distwsss.models.hub import REPOSITORIES, hub_folder
 from distwsss.models.transformer_names import mask2former_tensors, segformer_tensors
-from distwsss.models.weight_files import read_weights
+from distwsss.models.weight_files import read_weights, weights_file
 from distwsss.models.weights import Rename, beyond_network, left_out, load_exactly
+from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
 
-# kind of segmenter -> its tensors from those of the files users have; one of ours, as `save_pretrained` writes it, stays
+# kind of segmenter -> its tensors from those of the files users have; what `save_pretrained` wrote stays as it is
 NETWORKS: dict[str, Rename] = {"segformer": segformer_tensors, "mask2former": mask2former_tensors}
 # kind -> what the names of its classification layer start with
 CLASSIFIERS = {"segformer": "head.classifier.", "mask2former": "class_predictor."}
@@ -35,3 +39,22 @@ def load_network(model: nn.Module, path: str | Path, kind: str) -> None:
         layer = []  # for as many classes
     load_exactly(model, tensors | {name: own[name] for name in layer}, path)
     log.info(f"{path}: {len(tensors) - len(layer)} tensors loaded{left_out(layer, beyond)}")
+
+
+def weights_read(backbone: BackboneSection, network: str | None = None) -> dict[str, str]:
+    """The sha256 of the file that training starts from, if it does: part of the run's parameters. The log has its path.
+
+    That is `network` (`train.weights`), the backbone's `weights`, or the hub's copy of a backbone that the hub has.
+    Raises CheckpointError where it is missing.
+    """
+    source: str | Path | None = network or backbone.weights
+    if source is None and backbone.pretrained and backbone.name in REPOSITORIES:
+        source = hub_folder(backbone.name)
+    if source is None:
+        return {}
+    path = weights_file(source)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; allowed: a file or folder of weights (docs/weights.md)")
+    digest = sha256_file(path)
+    log.info(f"starts from {path}, sha256 {digest}")
+    return {"weights": digest}

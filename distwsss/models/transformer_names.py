@@ -4,8 +4,8 @@ Sources of the names: NVlabs/SegFormer mmseg/models/backbones/mix_transformer.py
 facebookresearch/Mask2Former mask2former/modeling; for files of the Hugging Face hub, what transformers' conversion
 scripts (convert_segformer_original_to_pytorch.py, convert_mask2former_original_pytorch_checkpoint_to_pytorch.py) wrote.
 
-`BEYOND` says what such files hold that a network of ours has no place for. Each table is a list of (pattern, replacement), all of them tried on a name, in order. A name that nothing matches stays
-as it is, for `load_exactly` to refuse.
+Each table is a list of (pattern, replacement), all of them tried on a name, in order. A name that nothing matches stays
+as it is, for `load_exactly` to refuse; `BEYOND` says what of a file no network of ours has a place for.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ SEGFORMER: Table = [
 ]
 
 
-# what files hold beyond the network, by backbone or network, under the names the tables give: constants that are
-# computed from sizes; the norm in front of a classifier; the one-layer head that mmsegmentation keeps beside SegFormer's
+# what files hold beyond the network, by backbone or network, under the names the tables give: constants that follow
+# from sizes; the norm in front of a classifier; the one-layer head that mmsegmentation keeps beside SegFormer's
 BUFFERS = r"(.*\.)?(relative_position_index|attn_mask)|criterion\.empty_weight"
 BEYOND = {
     "swin_": re.compile(rf"{BUFFERS}|(swin\.layer)?norm\.(weight|bias)"),

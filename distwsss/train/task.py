@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distwsss.config import Config
-from distwsss.config.schema import AugmentSection, BackboneSection, OptimSection, TrainSection
+from distwsss.config.schema import AugmentSection, OptimSection, TrainSection
 from distwsss.data.batches import Batch, ClassifierSamples, LoadSample, SegmenterSamples
 from distwsss.data.shard_format import name_from_key
 from distwsss.data.shard_index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
@@ -25,8 +24,8 @@ from distwsss.data.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier
+from distwsss.models.network_weights import weights_read
 from distwsss.models.segmenters import build_segmenter
-from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.seeding import derive_seed
 from distwsss.train.terms import Parts, segmenter_terms
 
@@ -58,7 +57,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
         "seed": config.seed,
         "classify": {**section.parameters(), "dropouts": None},  # each p is a run of its own
         "dropout": dropout,
-        "inputs": {"images": index.fingerprint, **_weights_read(section.backbone)},
+        "inputs": {"images": index.fingerprint, **weights_read(section.backbone)},
     }
     return Task(
         name=f"classify {dropout:.2f}",
@@ -71,11 +70,6 @@ def classifier_task(config: Config, dropout: float) -> Task:
         counts=lambda batch: [len(batch["image"])],
         sums=_classifier_sums,
     )
-
-
-def _weights_read(section: BackboneSection) -> dict[str, str]:
-    """The sha256 of the file that the backbone started from, if it did: part of the run's parameters."""
-    return {"weights": sha256_file(Path(section.weights))} if section.weights else {}
 
 
 def _classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
@@ -95,7 +89,7 @@ def segmenter_task(config: Config) -> Task:
         raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{len(voters)}, as many vote")
     kept_out = held_out_keys(pseudo, section.holdout)
     selection, held_out = pseudo.select(lambda key: key not in kept_out), _held_out_images(images, section)
-    inputs: dict[str, Any] = {"pseudo": pseudo.fingerprint, **_weights_read(section.backbone)}
+    inputs: dict[str, Any] = {"pseudo": pseudo.fingerprint, **weights_read(section.backbone, section.weights)}
     seeds = truth = None
     if section.labels.startswith("seed:"):
         seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo)

@@ -7,6 +7,7 @@ microsoft's files have; transformers writes folders as the hub has them; detectr
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
@@ -30,6 +31,7 @@ from torch.nn.functional import layer_norm
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
 from distwsss.errors import CheckpointError
 from distwsss.models.export import save_pretrained
+from distwsss.models.network_weights import weights_read
 from distwsss.models.segmenters import build_segmenter
 from distwsss.models.weight_files import read_weights
 from distwsss.models.weights import load_file_into
@@ -157,6 +159,31 @@ class TestMiT:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(CheckpointError, match=r"mit_b2: nvidia/mit-b2 could not be had.*pretrained: false"):
             build_segmenter(segformer("mit_b2"), CLASSES)
+
+
+def test_the_file_a_run_starts_from_is_recorded(tmp_path: Path, monkeypatch, caplog) -> None:
+    """By its content: a file, a folder's file, a whole network's before the backbone's, the hub's copy."""
+    for folder, content in (("a", b"1"), ("b", b"2"), ("hub", b"3")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pytorch_model.bin").write_bytes(content)
+
+    def found(path: Path) -> str:
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: found(tmp_path / "hub" / name))
+    given = BackboneSection(name="mit_b0", weights=str(tmp_path / "a"))
+    sha = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2", b"3")]
+    with caplog.at_level(logging.INFO, "distwsss"):
+        assert weights_read(given) == {"weights": sha[0]}
+    assert f"starts from {tmp_path}/a/pytorch_model.bin, sha256 {sha[0]}" in caplog.text
+    assert weights_read(given, str(tmp_path / "b" / "pytorch_model.bin")) == {"weights": sha[1]}
+    assert weights_read(BackboneSection(name="swin_large")) == {"weights": sha[2]}
+    assert weights_read(BackboneSection(name="swin_large", pretrained=False)) == {}
+    assert weights_read(BackboneSection(name="resnet50")) == {}
+    with pytest.raises(CheckpointError, match="no such file"):
+        weights_read(BackboneSection(name="mit_b0", weights=str(tmp_path / "c.pth")))
 
 
 @pytest.fixture(scope="module")
