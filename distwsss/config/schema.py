@@ -297,6 +297,13 @@ class OptimSection(Section):
         return self
 
 
+# backbones of one stride whose weights no package brings -> a file that has them
+FROM_FILE = {
+    "resnet38": "ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
+    "resnet101_caffe": "deeplabv1_resnet101-coco.pth",
+}
+
+
 class BackboneSection(Section):
     name: str = Field(
         "lite",
@@ -314,7 +321,9 @@ class BackboneSection(Section):
         description="file with the weights to start from (docs/weights.md); default: those that `name` comes with",
         json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
     )
-    output_stride: Literal[8, 16, 32] = Field(16, description="`tiny` and `resnet38`: 8 only", validate_default=True)
+    output_stride: Literal[8, 16, 32] = Field(
+        16, description="`tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
+    )
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
     freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
     drop_path: Probability = Field(
@@ -327,18 +336,18 @@ class BackboneSection(Section):
         allowed = {"pretrained": False, "output_stride": 8}[str(info.field_name)]
         if info.data.get("name") == "tiny" and value != allowed:
             raise ValueError(f"allowed for backbone `tiny`, which has no published weights and one stride: {allowed}")
-        if info.field_name == "output_stride" and info.data.get("name") == "resnet38" and value != 8:
-            raise ValueError("allowed for backbone `resnet38`, which has one stride: 8")
+        if info.field_name == "output_stride" and info.data.get("name") in FROM_FILE and value != 8:
+            raise ValueError(f"allowed for backbone `{info.data['name']}`, which has one stride: 8")
         return value
 
     @model_validator(mode="after")
     def _weights(self) -> BackboneSection:
         if self.weights is not None and not self.pretrained:
             raise ValueError("`weights` is a file, but `pretrained` is false; allowed: pretrained: true, or no file")
-        if self.name == "resnet38" and self.pretrained and self.weights is None:
+        if self.name in FROM_FILE and self.pretrained and self.weights is None:
             raise ValueError(
-                "`weights` is missing: resnet38 comes with none; allowed: a file, as "
-                "ilsvrc-cls_rna-a1_cls1000_ep-0001.params (docs/weights.md), or pretrained: false"
+                f"`weights` is missing: {self.name} comes with none; allowed: a file, as {FROM_FILE[self.name]} "
+                "(docs/weights.md), or pretrained: false"
             )
         return self
 
@@ -593,7 +602,7 @@ class Config(Section):
                 faults.append(f"{key}: found {values}, names of seeds collide; allowed: values differing in 2 decimals")
         stride = self.seeds.output_stride
         backbone = self.classify.backbone.name
-        if backbone in ("tiny", "resnet38") and stride not in (None, 8):
+        if backbone in ("tiny", *FROM_FILE) and stride not in (None, 8):
             faults.append(f"seeds.output_stride: found {stride}; allowed for backbone `{backbone}`: null or 8")
         return faults
 

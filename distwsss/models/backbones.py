@@ -1,4 +1,4 @@
-"""Feature extractors shared by the classifier and the segmenters: any timm model, `lite`, `resnet38`, `tiny`."""
+"""Feature extractors shared by the classifier and the segmenters: any timm model and those of `NETS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
+from distwsss.models.recompute import recompute, residual_blocks
 from distwsss.models.resnet38 import ResNet38
+from distwsss.models.resnet_caffe import CaffeResNet101
 from distwsss.models.weights import load_file_into, load_lite
 
 LITE = "tf_efficientnet_lite0"
@@ -101,6 +103,7 @@ NETS: dict[str, Callable[[BackboneSection], nn.Module]] = {
     "lite": _lite,
     "lite_full": _lite,
     "resnet38": lambda section: ResNet38(),
+    "resnet101_caffe": lambda section: CaffeResNet101(),
 }
 
 
@@ -148,6 +151,16 @@ class Backbone(nn.Module):
             for norm in self._norms():
                 norm.eval()
         return self
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the net's blocks in backward rather than keep what they computed. ConfigError if it has none."""
+        blocks = residual_blocks(self.net)
+        if not blocks:
+            raise ConfigError(
+                f"backbone {self.section.name!r} is no chain of blocks that could be recomputed; allowed: "
+                "hardware.activation_checkpointing: false, or another backbone"
+            )
+        recompute(blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

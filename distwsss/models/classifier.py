@@ -44,6 +44,10 @@ class Classifier(nn.Module):
         """images B,3,H,W -> B,N,h,w: ReLU(w_i^T f), Eq. 2 before its normalisation."""
         return torch.relu(self.head(self.dropout(self.backbone(images))))
 
+    def checkpoint_activations(self) -> None:
+        """Recompute the backbone's blocks in backward rather than keep what they computed."""
+        self.backbone.checkpoint_activations()
+
     def architecture(self) -> dict[str, Any]:
         """What `models.export` needs to build this network again."""
         return {

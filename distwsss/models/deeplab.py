@@ -1,4 +1,7 @@
-"""DeepLab heads on any backbone: LargeFOV (DeepLab-V1) and summed ASPP (DeepLab-V2). Built through `segmenters`."""
+"""DeepLab heads on any backbone: LargeFOV (DeepLab-V1) and summed ASPP (DeepLab-V2). Built through `segmenters`.
+
+This is the lineage `plain`; `deeplab_classic` and `deeplab_codebase` are DeepLab as two public codebases have it.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,10 @@ class DeepLab(nn.Module):
     def loss_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """The size at which each of them meets the labels: the labels' own."""
         return [(height, width)]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the backbone's blocks in backward rather than keep what they computed."""
+        self.backbone.checkpoint_activations()
 
     def architecture(self) -> dict[str, Any]:
         """What `models.export` needs to build this network again."""

@@ -86,8 +86,12 @@ class ResNet38(nn.Module):
         """`probability` for both dropouts of b7, the last ones before the features."""
         self.b7.dropout_2b1.p = self.b7.dropout_2b2.p = probability
 
+    def blocks(self) -> list[nn.Module]:
+        """What lies between the stem and the last BatchNorm, in order."""
+        return [getattr(self, name) for name in (*UNITS, "b6", "b7")]
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv1a(images)
-        for name in (*UNITS, "b6", "b7"):
-            x = getattr(self, name)(x)
+        for block in self.blocks():
+            x = block(x)
         return F.relu(self.bn7(x))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distwsss.errors import CheckpointError
+from distwsss.models.caffemodel import read_caffemodel
 from distwsss.models.mxnet_params import read_mxnet
 from distwsss.models.pickles import read_pickle
 
@@ -83,6 +84,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 # suffix -> reader
 FORMATS: dict[str, Callable[[Path], Any]] = {
+    ".caffemodel": read_caffemodel,
     ".params": read_mxnet,
     ".pth": _read_torch,
     ".pt": _read_torch,

