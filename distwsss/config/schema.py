@@ -325,7 +325,9 @@ class BackboneSection(Section):
         16, description="`tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
     )
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
-    freeze_norm: bool = Field(True, description="BatchNorm keeps its statistics and affine terms")
+    freeze_norm: bool = Field(
+        True, description="BatchNorm keeps its statistics and affine terms; as published, false for lineage codebase"
+    )
     drop_path: Probability = Field(
         0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
     )
@@ -450,7 +452,7 @@ class TrainSection(Section):
         description="width of LargeFOV's hidden layers (default 1024; codebase: 512), of the codebase lineage's ASPP "
         "branches (256) and of SegFormer's decoder (256 for mit_b0 and mit_b1, else 768)",
     )
-    head_dropout: Probability = 0.5
+    head_dropout: Probability = Field(0.5, description="as published: 0 in classic, 0.1 in SegFormer, else 0.5")
     mask2former: Mask2FormerSection = Field(Mask2FormerSection(), json_schema_extra=LATER)
     backbone: BackboneSection = BackboneSection()
     weights: str | None = Field(

@@ -21,6 +21,7 @@ COPIES = ("res075", "res05")  # layers of the branches at scales 0.75 and 0.5, w
 BLOCK = re.compile(r"(res|bn|scale)([2-5])([abc]|b\d+)_branch(1|2a|2b|2c)")
 STEM = {"conv1": "res", "bn_conv1": "bn", "scale_conv1": "scale"}
 BRANCHES = {"1": "shortcut", "2a": "reduce", "2b": "conv3x3", "2c": "increase"}
+ASPP_BRANCH = re.compile(r"aspp\.c(\d)\.")
 ASPP = re.compile(r"fc\d*_\w+_(c[0-3])")
 
 
@@ -34,6 +35,18 @@ def deeplab_names(tensors: Tensors) -> Tensors:
     if all(name.startswith(BASE) for name in tensors):
         return {name.removeprefix(BASE): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def network_names(tensors: Tensors) -> Tensors:
+    """`tensors` of a whole DeepLab-V2 under the names of `deeplab_classic.ClassicDeepLab`."""
+    if any(name.startswith("backbone.") for name in tensors):
+        return tensors  # one of ours
+    named = deeplab_names(tensors)
+    return {ASPP_BRANCH.sub(r"head.branches.\1.", _in_backbone(name)): tensor for name, tensor in named.items()}
+
+
+def _in_backbone(name: str) -> str:
+    return f"backbone.net.{name}" if name.startswith("layer") else name
 
 
 def _from_caffe(tensors: Tensors) -> Tensors:

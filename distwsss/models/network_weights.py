@@ -9,6 +9,7 @@ from torch import nn
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError
+from distwsss.models.caffe_names import network_names
 from distwsss.models.hub import REPOSITORIES, hub_folder
 from distwsss.models.transformer_names import mask2former_tensors, segformer_tensors
 from distwsss.models.weight_files import read_weights, weights_file
@@ -17,9 +18,19 @@ from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
 
 # kind of segmenter -> its tensors from those of the files users have; what `save_pretrained` wrote stays as it is
-NETWORKS: dict[str, Rename] = {"segformer": segformer_tensors, "mask2former": mask2former_tensors}
+NETWORKS: dict[str, Rename] = {
+    "deeplab_classic": network_names,
+    "segformer": segformer_tensors,
+    "mask2former": mask2former_tensors,
+}
 # kind -> what the names of its classification layer start with
-CLASSIFIERS = {"segformer": "head.classifier.", "mask2former": "class_predictor."}
+CLASSIFIERS = {
+    "deeplab": ("head.branches.", "head.6."),  # ASPP's, LargeFOV's
+    "deeplab_classic": "head.branches.",
+    "deeplab_codebase": "head.classifier.",
+    "segformer": "head.classifier.",
+    "mask2former": "class_predictor.",
+}
 
 
 def load_network(model: nn.Module, path: str | Path, kind: str) -> None:

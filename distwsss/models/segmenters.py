@@ -17,6 +17,8 @@ from torch import nn
 
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.models.deeplab import DeepLab
+from distwsss.models.deeplab_classic import ClassicDeepLab
+from distwsss.models.deeplab_codebase import WIDTHS, CodebaseDeepLab
 from distwsss.models.mask2former import Mask2Former
 from distwsss.models.network_weights import load_network
 from distwsss.models.segformer import SegFormer
@@ -24,6 +26,8 @@ from distwsss.models.segformer import SegFormer
 # kind -> constructor, called as SEGMENTERS[kind](backbone=..., classes=..., **options)
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
     "deeplab": DeepLab,
+    "deeplab_classic": ClassicDeepLab,
+    "deeplab_codebase": CodebaseDeepLab,
     "segformer": SegFormer,
     "mask2former": Mask2Former,
 }
@@ -34,9 +38,10 @@ def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
     backbone = section.backbone
     if section.weights:  # they are the backbone's too
         backbone = backbone.model_copy(update={"pretrained": False, "weights": None})
-    model = SEGMENTERS[section.model](backbone=backbone, classes=classes, **_options(section))
+    kind = section.model if section.lineage == "plain" else f"{section.model}_{section.lineage}"
+    model = SEGMENTERS[kind](backbone=backbone, classes=classes, **_options(section))
     if section.weights:
-        load_network(model, section.weights, section.model)
+        load_network(model, section.weights, kind)
     return model
 
 
@@ -45,9 +50,12 @@ def _options(section: TrainSection) -> dict[str, Any]:
         return {"mask2former": section.mask2former}
     if section.model == "segformer":
         return {"head_channels": section.head_channels, "head_dropout": section.head_dropout}
+    if section.lineage == "classic":
+        return {"head_dropout": section.head_dropout}
+    width = WIDTHS[section.head] if section.lineage == "codebase" else 1024
     return {
         "head": section.head,
-        "head_channels": section.head_channels or 1024,
+        "head_channels": section.head_channels or width,
         "head_dropout": section.head_dropout,
     }
 

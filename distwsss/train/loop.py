@@ -105,6 +105,8 @@ def _fit(
     total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
     optimizer = build_optimizer(task.model, section)
     task.model.train()
+    if hardware.activation_checkpointing:
+        task.model.checkpoint_activations()
     if init_from:
         load_weights(task.model, init_from)
     start, attempt, states = _resume(task, folder / "checkpoints", resume)

@@ -34,6 +34,16 @@ VARIANTS = {
     "aspp on resnet18, stride 8": section(
         backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, freeze_norm=False)
     ),
+    "codebase aspp on resnet18, as published": section(
+        lineage="codebase",
+        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, freeze_norm=False),
+    ),
+    "codebase largefov on lite, frozen": section(
+        lineage="codebase", head="largefov", backbone=BackboneSection(pretrained=False)
+    ),
+    "classic": section(
+        lineage="classic", backbone=BackboneSection(name="resnet101_caffe", pretrained=False, output_stride=8)
+    ),
     "segformer on mit_b0": section(
         model="segformer", backbone=BackboneSection(name="mit_b0", pretrained=False, drop_path=0.1)
     ),
@@ -52,11 +62,15 @@ class TestContract:
     def test_logits_at_stride_and_normalisation(self, name: str) -> None:
         model = build_segmenter(VARIANTS[name], CLASSES).eval()
         logits = model(torch.zeros(2, 3, 96, 64))
-        assert logits.shape == (2, 3, 96 // model.stride, 64 // model.stride)
+        rounded_up = name == "classic"  # Caffe's pooling rounds up
+        assert logits.shape == (2, 3, 96 // model.stride + rounded_up, 64 // model.stride + rounded_up)
         assert len(model.mean) == len(model.std) == 3
         outputs = model.training_outputs(torch.zeros(1, 3, 64, 64))
         outputs = getattr(outputs, "logits", outputs)  # Mask2Former's set loss needs more than logits
-        assert torch.equal(outputs[0], model(torch.zeros(1, 3, 64, 64)))
+        assert torch.equal(outputs[-1], model(torch.zeros(1, 3, 64, 64)))
+        if model.loss_sizes(64, 64) != [(64, 64)]:  # labels come to the logits' sizes
+            assert model.loss_sizes(64, 64) == [tuple(logits.shape[-2:]) for logits in outputs]
+        assert isinstance(model.align_corners, bool)
 
     def test_gradient_reaches_what_is_trained_and_only_that(self, name: str) -> None:
         model = build_segmenter(VARIANTS[name], CLASSES).train()

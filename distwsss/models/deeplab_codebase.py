@@ -1,0 +1,127 @@
+"""DeepLab-V1 and V2 as YudeWang's semantic-segmentation-codebase has them (used by SEAM, and by PPC, `usr922/wseg`).
+
+Heads have BatchNorm; the ASPP concatenates its branches with an image-pooling one; logits are brought to the image's
+size with `align_corners=True`. Published: ResNet-101 with a deep stem (timm's `resnet101s`) at stride 8. As released,
+its V2 does not build (a configuration is read before it is set): it is taken with the backbone of its V1 and V3.
+
+BatchNorm: no scale or shift is trained anywhere, the published optimizer takes convolutions alone. Running statistics
+follow the batches, in the heads by 3e-4 a step and in the backbone by 0.1, unless `backbone.freeze_norm` holds the
+backbone's (published: false). The heads' always follow: they are new and have no others. Built through `segmenters`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distwsss.config.schema import BackboneSection
+from distwsss.models.backbones import Backbone
+from distwsss.models.deeplab import ASPP_RATES
+
+WIDTHS = {"largefov": 512, "aspp": 256}
+
+
+class Norm(nn.BatchNorm2d):
+    """BatchNorm that normalises one value per channel, which has no variance, by the running statistics.
+
+    The image-pooling branch has one value per image, so that micro-batches of one image meet this; published runs have
+    ten images on one GPU and would end with an error.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, momentum=3e-4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and features.numel() == features.shape[1]:
+            return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(features)
+
+
+def _conv_norm(inside: int, width: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inside, width, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, Norm(width), nn.ReLU(inplace=True))
+
+
+class LargeFOV(nn.Sequential):
+    """3x3 of dilation 12, 1x1, each with BatchNorm and ReLU; dropout; classifier."""
+
+    def __init__(self, inside: int, classes: int, width: int, dropout: float) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            fov=_conv_norm(inside, width, 3, 12),
+            mix=_conv_norm(width, width),
+            dropout=nn.Dropout(dropout),
+            classifier=nn.Conv2d(width, classes, 1),
+        )
+        super().__init__(layers)
+
+
+class PooledASPP(nn.Module):
+    """Four dilated 3x3 and the pooled image, concatenated; 1x1; dropout twice, as published; classifier."""
+
+    def __init__(self, inside: int, classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_conv_norm(inside, width, 3, rate) for rate in ASPP_RATES)
+        self.pool = _conv_norm(inside, width)
+        self.project = _conv_norm((len(ASPP_RATES) + 1) * width, width)
+        self.dropout = nn.Sequential(nn.Dropout(dropout), nn.Dropout(dropout))
+        self.classifier = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = self.pool(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
+        joined = torch.cat([*(branch(features) for branch in self.branches), pooled], dim=1)
+        return self.classifier(self.dropout(self.project(joined)))
+
+
+class CodebaseDeepLab(nn.Module):
+    """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background.
+
+    With `resnet101s`, 21 classes and the published widths 52,336,085 parameters (largefov) or 62,355,797 (aspp).
+    """
+
+    align_corners = True
+
+    def __init__(
+        self, backbone: BackboneSection, classes: list[str], head: str, head_channels: int, head_dropout: float
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone)
+        self.classes = list(classes)
+        self.options = {"head": head, "head_channels": head_channels, "head_dropout": head_dropout}
+        make = PooledASPP if head == "aspp" else LargeFOV
+        self.head: nn.Module = make(self.backbone.channels, len(classes), head_channels, head_dropout)
+        for module in self.head.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                if not backbone.pretrained:  # timm starts some at 0, where they would now stay
+                    nn.init.ones_(module.weight)
+                module.weight.requires_grad_(False)
+                module.bias.requires_grad_(False)
+        self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+    def training_outputs(self, images: Tensor) -> list[Tensor]:
+        """Logits the loss is summed over (one here)."""
+        return [self(images)]
+
+    def loss_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The size at which each of them meets the labels: the labels' own."""
+        return [(height, width)]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the backbone's blocks in backward rather than keep what they computed."""
+        self.backbone.checkpoint_activations()
+
+    def architecture(self) -> dict[str, Any]:
+        """What `models.export` needs to build this network again."""
+        section = self.backbone.section.model_dump()
+        return {"kind": "deeplab_codebase", "backbone": section, "classes": self.classes, **self.options}
