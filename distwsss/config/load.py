@@ -1,7 +1,7 @@
 """From a YAML file, a profile and `--set` overrides to one checked `Config`; all problems reported at once.
 
-Called by `cli`. A file may stand on another, its `base: FILE` or `base: [FILE, ...]`; a profile is `configs/profiles/NAME.yaml` (or a path)
-overlaid on the file.
+Called by `cli`. A file may stand on others, its `base: FILE` or `base: [FILE, ...]`; a profile is
+`configs/profiles/NAME.yaml` (or a path) overlaid on the file.
 """
 
 from __future__ import annotations

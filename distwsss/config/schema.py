@@ -325,8 +325,10 @@ class BackboneSection(Section):
         16, description="`tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
     )
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
-    freeze_norm: bool = Field(
-        True, description="BatchNorm keeps its statistics and affine terms; as published, false for lineage codebase"
+    norm: Literal["frozen", "local", "sync", "group"] = Field(
+        "frozen",
+        description="frozen: BatchNorm keeps its statistics and affine terms; local: each micro-batch's statistics (as "
+        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place",
     )
     drop_path: Probability = Field(
         0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
@@ -356,9 +358,9 @@ class BackboneSection(Section):
     @model_validator(mode="after")
     def _transformer(self) -> BackboneSection:
         """Raises ValueError for what means nothing to mit_* and swin_*: features at 4, 8, 16 and 32, no BatchNorm."""
-        if self.name.startswith(("mit_", "swin_")) and (self.output_stride == 8 or not self.freeze_norm):
+        if self.name.startswith(("mit_", "swin_")) and (self.output_stride == 8 or self.norm != "frozen"):
             raise ValueError(
-                f"`output_stride` is {self.output_stride}, `freeze_norm` {self.freeze_norm}; allowed for {self.name}, "
+                f"`output_stride` is {self.output_stride}, `norm` {self.norm}; allowed for {self.name}, "
                 "which has features at strides 4 to 32 and no BatchNorm: neither key"
             )
         return self

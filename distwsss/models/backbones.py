@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import timm
@@ -110,7 +111,7 @@ NETS: dict[str, Callable[[BackboneSection], nn.Module]] = {
 class Backbone(nn.Module):
     """images B,3,H,W, normalised by `mean` and `std` (of values in 0..1) -> features B,channels,H/stride,W/stride.
 
-    With `freeze_norm` BatchNorm keeps its statistics and affine terms through `train()`: batches here are small, and
+    With `norm: frozen` BatchNorm keeps its statistics and affine terms through `train()`: batches here are small, and
     gradients then do not depend on how a batch was split.
     """
 
@@ -136,7 +137,9 @@ class Backbone(nn.Module):
                 raise ConfigError(f"backbone {self.section.name!r}: freeze: no parameter starts with {prefix!r}")
             for parameter in matching:
                 parameter.requires_grad_(False)
-        if self.section.freeze_norm:
+        if self.section.norm == "group":
+            group_norms(self.net)
+        if self.section.norm == "frozen":
             for norm in self._norms():
                 for parameter in norm.parameters(recurse=False):
                     parameter.requires_grad_(False)
@@ -147,7 +150,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        if self.section.freeze_norm:
+        if self.section.norm == "frozen":
             for norm in self._norms():
                 norm.eval()
         return self
@@ -164,6 +167,23 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+
+def group_norms(net: nn.Module) -> None:
+    """GroupNorm of 32 groups (fewer where the channels do not divide) in place of every BatchNorm, its affine terms
+    kept: statistics of one image alone, the same however a batch is split."""
+    for module in list(net.modules()):
+        for name, norm in list(module.named_children()):
+            if isinstance(norm, _BatchNorm):
+                group = nn.GroupNorm(math.gcd(32, norm.num_features), norm.num_features, norm.eps)
+                group.load_state_dict({key: norm.state_dict()[key] for key in ("weight", "bias")})
+                setattr(module, name, _like(norm, group))
+
+
+def _like(norm: nn.Module, group: nn.GroupNorm) -> nn.Module:
+    """timm's BatchNorms carry an activation: what follows the normalisation stays."""
+    rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+    return nn.Sequential(group, *rest) if rest else group
 
 
 def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:

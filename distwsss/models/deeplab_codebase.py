@@ -5,7 +5,7 @@ size with `align_corners=True`. Published: ResNet-101 with a deep stem (timm's `
 its V2 does not build (a configuration is read before it is set): it is taken with the backbone of its V1 and V3.
 
 BatchNorm: no scale or shift is trained anywhere, the published optimizer takes convolutions alone. Running statistics
-follow the batches, in the heads by 3e-4 a step and in the backbone by 0.1, unless `backbone.freeze_norm` holds the
+follow the batches, in the heads by 3e-4 a step and in the backbone by 0.1, unless `backbone.norm: frozen` holds the
 backbone's (published: false). The heads' always follow: they are new and have no others. Built through `segmenters`.
 """
 

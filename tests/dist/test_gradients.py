@@ -22,7 +22,7 @@ from distwsss.train.task import segmenter_task
 
 LR = 1e12
 TOLERANCE = 1e-5
-SMOOTH = {"name": "test_efficientnet", "pretrained": False, "output_stride": 8, "freeze_norm": True}
+SMOOTH = {"name": "test_efficientnet", "pretrained": False, "output_stride": 8, "norm": "frozen"}
 Gradient = dict[str, Tensor]
 
 

@@ -35,7 +35,7 @@ def test_warmup_rises_linearly_and_never_starts_at_zero() -> None:
 
 
 def test_multipliers_and_decay_reach_each_parameter_once() -> None:
-    backbone = BackboneSection(name="tiny", pretrained=False, output_stride=8, freeze_norm=False)
+    backbone = BackboneSection(name="tiny", pretrained=False, output_stride=8, norm="local")
     model = build_segmenter(TrainSection(backbone=backbone), ["background", "cat"])
     section = OptimSection(lr=0.1, head_multiplier=10.0, bias_multiplier=2.0, weight_decay=0.5)
     optimizer = build_optimizer(model, section)

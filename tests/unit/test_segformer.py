@@ -179,7 +179,7 @@ def test_runs_on_meta_and_fake_tensors() -> None:
     ("options", "found"),
     [
         ({"output_stride": 8}, "`output_stride` is 8"),
-        ({"freeze_norm": False}, "`freeze_norm` False"),
+        ({"norm": "local"}, "`norm` local"),
         ({"name": "mit_b9"}, "allowed for model segformer: mit_b0, .*, mit_b5"),
         ({"name": "swin_tiny"}, "allowed for model segformer"),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
+from distwsss.data.prepare import prepare
 from distwsss.errors import CheckpointError, ConfigError
 from distwsss.models.backbones import Backbone
 from distwsss.models.classifier import Classifier
@@ -18,6 +19,7 @@ from distwsss.models.deeplab import ASPP
 from distwsss.models.export import from_pretrained, save_pretrained
 from distwsss.models.segmenters import build_segmenter
 from distwsss.models.weights import lite_file
+from distwsss.train.stages import classify
 
 CLASSES = ["background", "cat", "dog"]
 TINY = BackboneSection(name="tiny", pretrained=False, output_stride=8)
@@ -32,11 +34,11 @@ VARIANTS = {
     "largefov on tiny": section(head="largefov"),
     "aspp on lite, stride 16": section(backbone=BackboneSection(pretrained=False)),
     "aspp on resnet18, stride 8": section(
-        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, freeze_norm=False)
+        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, norm="local")
     ),
     "codebase aspp on resnet18, as published": section(
         lineage="codebase",
-        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, freeze_norm=False),
+        backbone=BackboneSection(name="resnet18", pretrained=False, output_stride=8, norm="local"),
     ),
     "codebase largefov on lite, frozen": section(
         lineage="codebase", head="largefov", backbone=BackboneSection(pretrained=False)
@@ -91,7 +93,7 @@ class TestContract:
     def test_frozen_norm_stays_frozen_through_train(self, name: str) -> None:
         model = build_segmenter(VARIANTS[name], CLASSES)
         norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-        frozen = VARIANTS[name].backbone.freeze_norm
+        frozen = VARIANTS[name].backbone.norm == "frozen"
         assert bool(norms) == (name not in WITHOUT_NORM)
         assert all(norm.training != frozen for norm in norms), "as built"
         model.eval().train()
@@ -188,3 +190,38 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         from_pretrained(tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_group_norm_is_that_of_each_image_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kept = Backbone(BackboneSection(name="resnet18", pretrained=False, output_stride=32, norm="local"))
+    model = build_segmenter(section(backbone=BackboneSection(name="resnet18", pretrained=False, norm="group")), CLASSES)
+    assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    groups = [m for m in model.backbone.modules() if isinstance(m, nn.GroupNorm)]
+    assert len(groups) == len([m for m in kept.modules() if isinstance(m, nn.BatchNorm2d)]) == 20
+    assert all(group.num_groups == 32 for group in groups)
+    model.train()
+    images = torch.randn(3, 3, 64, 64)
+    model.head.dropout.p = 0.0
+    assert torch.allclose(model(images)[1], model(images[1:2])[0], atol=1e-5)
+    save_pretrained(model, tmp_path)
+    assert torch.equal(from_pretrained(tmp_path)(images), model.eval()(images))
+
+
+def test_sync_needs_gpus(tiny, tmp_path: Path) -> None:
+    """torch's SyncBatchNorm refuses the CPU with a message that names no key."""
+    config = tiny(classify={"backbone": {**TINY.model_dump(), "norm": "sync"}})
+    prepare(config)
+    with pytest.raises(ConfigError, match=r"backbone\.norm is sync, on cpu; allowed there: frozen, local, group"):
+        classify(config)
+
+
+def test_sync_is_exported_as_batch_norm(tmp_path: Path) -> None:
+    model = Classifier(TINY.model_copy(update={"norm": "sync"}), CLASSES, 0.1).eval()
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    save_pretrained(model, tmp_path)
+    again, images = from_pretrained(tmp_path), torch.randn(1, 3, 32, 32)
+    assert type(again.backbone.net.stages[0][1]) is nn.BatchNorm2d
+    expected = Classifier(TINY, CLASSES, 0.1).eval()
+    expected.load_state_dict(model.state_dict())
+    assert torch.equal(again(images), expected(images))
