@@ -328,7 +328,8 @@ class BackboneSection(Section):
     norm: Literal["frozen", "local", "sync", "group"] = Field(
         "frozen",
         description="frozen: BatchNorm keeps its statistics and affine terms; local: each micro-batch's statistics (as "
-        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place",
+        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place. mit_* has "
+        "one, in SegFormer's head: frozen is local there, sync as published",
     )
     drop_path: Probability = Field(
         0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
@@ -357,12 +358,11 @@ class BackboneSection(Section):
 
     @model_validator(mode="after")
     def _transformer(self) -> BackboneSection:
-        """Raises ValueError for what means nothing to mit_* and swin_*: features at 4, 8, 16 and 32, no BatchNorm."""
-        if self.name.startswith(("mit_", "swin_")) and (self.output_stride == 8 or self.norm != "frozen"):
-            raise ValueError(
-                f"`output_stride` is {self.output_stride}, `norm` {self.norm}; allowed for {self.name}, "
-                "which has features at strides 4 to 32 and no BatchNorm: neither key"
-            )
+        """Raises ValueError for what means nothing to mit_* and swin_*: features at 4 to 32, Swin without BatchNorm."""
+        if self.name.startswith(("mit_", "swin_")) and self.output_stride == 8:
+            raise ValueError(f"`output_stride` is 8; allowed for {self.name}, which has strides 4 to 32: no such key")
+        if self.name.startswith("swin_") and self.norm != "frozen":
+            raise ValueError(f"`norm` is {self.norm!r}; allowed for {self.name}, which has no BatchNorm: no such key")
         return self
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection, Mask2FormerSection
+from distwsss.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from distwsss.models.transformer_backbones import checkpoint_blocks, described, drop_both_branches, prepare
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # width of the first stage, blocks and heads per stage, side of a window
 SWIN: dict[str, tuple[int, list[int], list[int], int]] = {
     "swin_tiny": (96, [2, 2, 6, 2], [3, 6, 12, 24], 7),
@@ -104,14 +104,17 @@ class Mask2Former(nn.Module):
             drop_both_branches(block)
         _adapt(self.pixel_decoder, self.decoder, self.class_predictor.weight.device)
         prepare(self.backbone, backbone)
+        self.train()
 
     mean, std, stride = IMAGENET_MEAN, IMAGENET_STD, 4
     align_corners = False
 
     def train(self, mode: bool = True) -> Mask2Former:
         super().train(mode)
-        # its dropout is 0; in training it would ask the device after each layer whether all values are finite
+        # their dropout is 0; in training they would ask the device after each layer whether all values are finite, and
+        # in older releases of transformers whether to drop it
         self.pixel_decoder.eval()
+        self.decoder.eval()
         return self
 
     def _blocks(self) -> list[nn.Module]:

@@ -3,9 +3,10 @@
 The network is transformers'. Two things are set as NVlabs trained it: the LayerNorms of blocks and stages have an
 epsilon of 1e-6 (transformers: 1e-5), and stochastic depth grows from block to block to `backbone.drop_path`.
 
-The head has one BatchNorm, new like the head and so never frozen. Published runs synchronise it over ranks; here each
-micro-batch is normalised by its own statistics, h w of them per image and channel. A gradient therefore depends, a
-little, on how the global batch is split, which holds for no other segmenter; at evaluation it is the running average.
+The backbone has no BatchNorm, the head one, new like the head and so never frozen: `backbone.norm` is about that one.
+By default each micro-batch is normalised by its own statistics, of H/4 x W/4 places per image, and a gradient depends a
+little on how the global batch is split. `sync` is what published runs have, over the ranks of a micro-batch; `group`
+depends on no split.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
+from distwsss.models.backbones import IMAGENET_MEAN, IMAGENET_STD, group_norms
 from distwsss.models.transformer_backbones import checkpoint_blocks, described, prepare
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 DEPTHS = {
     "mit_b0": [2, 2, 2, 2], "mit_b1": [2, 2, 2, 2], "mit_b2": [3, 4, 6, 3], "mit_b3": [3, 4, 18, 3],
     "mit_b4": [3, 8, 27, 3], "mit_b5": [3, 6, 40, 3],
@@ -50,6 +51,8 @@ class SegFormer(nn.Module):
             norms = [stage.layer_norm, *(n for block in stage.blocks for n in _norms(block))]
             for norm in norms:
                 norm.eps = 1e-6
+        if backbone.norm == "group":
+            group_norms(self.head)
         prepare(self.backbone, backbone)
 
     mean, std, stride = IMAGENET_MEAN, IMAGENET_STD, 4

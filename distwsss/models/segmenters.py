@@ -2,10 +2,10 @@
 
 `forward(images: B,3,H,W) -> logits: B,K,h,w` with softmax(logits) the class distribution; attributes `mean`, `std`,
 `stride`, `classes` (background first), `align_corners` (how logits are brought to another size, bilinear);
-`training_outputs(images)` a list of logits the loss is summed over, and `loss_sizes(H, W)` the size at which each of
-them meets the labels: (H, W) itself, or the logits' own, to which the labels are then resized;
-`checkpoint_activations()` trades a second forward of the backbone's blocks for their activations; `architecture()` for
-`models.export`; the backbone's parameters are named `backbone.*`.
+`training_outputs(images)` a list of logits the loss is summed over (Mask2Former's set loss needs more: `SetOutputs`),
+and `loss_sizes(H, W)` the size at which each of them meets the labels: (H, W) itself, or the logits' own, to which the
+labels are then resized; `checkpoint_activations()` trades a second forward of the backbone's blocks for their
+activations; `architecture()` for `models.export`; the backbone's parameters are named `backbone.*`.
 """
 
 from __future__ import annotations

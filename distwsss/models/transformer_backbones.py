@@ -18,9 +18,8 @@ def prepare(backbone: nn.Module, section: BackboneSection) -> None:
     """Weights to start from, if `section` asks for them, then its `freeze`.
 
     They come from the file or folder `weights`, else from the Hugging Face hub (`hub.REPOSITORIES`). `output_stride`
-    has no meaning here, features are at strides 4, 8, 16 and 32, nor has `norm`, there being no BatchNorm: the
-    configuration refuses 8 and false. Raises CheckpointError for weights that are missing or do not fit, ConfigError
-    for a `freeze` that names nothing.
+    has no meaning here, features are at strides 4, 8, 16 and 32; the configuration refuses 8. Raises CheckpointError
+    for weights that are missing or do not fit, ConfigError for a `freeze` that names nothing.
     """
     if section.pretrained:
         load_file_into(backbone, section.weights or hub_folder(section.name), section.name)

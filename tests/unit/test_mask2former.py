@@ -231,6 +231,8 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     ("options", "found"),
     [
         ({"backbone": BackboneSection(name="swin_huge", pretrained=False)}, "swin_tiny, swin_small, swin_"),
+        ({"backbone": {"name": "swin_tiny", "pretrained": False, "norm": "sync"}}, "`norm` is 'sync'"),
+        ({"backbone": {"name": "swin_tiny", "pretrained": False, "output_stride": 8}}, "`output_stride` is 8"),
         ({"mask2former": {"hidden": 48}}, "multiple of 32"),
         ({"mask2former": {"hidden": 64, "heads": 3}}, "multiple of 32 and of heads"),
         ({"head_channels": 256}, r"`mask2former\.hidden`"),
