@@ -50,13 +50,11 @@ def finished_folders(checkpoints: Path) -> list[Path]:
 class CheckpointWriter:
     """Writes one checkpoint at a time in a thread. `save` returns when everything is copied, into buffers that the next
     save uses again; what goes wrong in the thread is raised by the next `save` or `wait`.
-
-    `seconds`: the longest that one has taken so far, copy and writing; None before the first.
     """
 
     def __init__(self, checkpoints: Path, keep_last: int) -> None:
         self.checkpoints, self.keep_last = checkpoints, keep_last
-        self.seconds: float | None = None
+        self._seconds, self._began = 0.0, 0.0
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -66,7 +64,7 @@ class CheckpointWriter:
     ) -> None:
         """`step-NNNNNNNN` from these tensors (any device), then LAST. Waits for the one before."""
         self.wait()
-        began = time.monotonic()
+        self._began = time.monotonic()
         held = {name: self._copy(name, tensor) for name, tensor in weights.items()}
         kept = states and {
             name: {key: self._copy(f"{name} {key}", tensor) for key, tensor in state.items()}
@@ -74,7 +72,7 @@ class CheckpointWriter:
         }
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._pending = self._thread.submit(self._write, held, architecture, kept, trainer, began)
+        self._pending = self._thread.submit(self._write, held, architecture, kept, trainer)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
@@ -83,9 +81,14 @@ class CheckpointWriter:
             self._buffers[name] = buffer
         return buffer.copy_(tensor.detach(), non_blocking=True)
 
-    def _write(self, weights: Any, architecture: Any, states: Any, trainer: dict[str, Any], began: float) -> None:
+    def _write(self, weights: Any, architecture: Any, states: Any, trainer: dict[str, Any]) -> None:
         write_checkpoint(self.checkpoints, weights, architecture, states, trainer, self.keep_last)
-        self.seconds = max(self.seconds or 0.0, time.monotonic() - began)
+        self._seconds = max(self._seconds, time.monotonic() - self._began)
+
+    def slowest(self) -> float:
+        """Seconds that the slowest one took, copy and writing, and the one being written so far; 0 before the first."""
+        pending = self._pending is not None and not self._pending.done()
+        return max(self._seconds, time.monotonic() - self._began if pending else 0.0)
 
     def failed(self) -> BaseException | None:
         """What went wrong in the thread, if it has ended."""

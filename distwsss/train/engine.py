@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor
 
 from distwsss.config.schema import HardwareSection
@@ -71,8 +71,8 @@ def make_accelerator(
             "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (NPROC=1 for one GPU)"
         )
     on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
-    _check_environment(hardware, accumulation)
-    if folder is not None:
+    _check_environment(hardware, accumulation, on_cpu)
+    if folder is not None and not on_cpu:
         _record_nccl(folder)
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = hardware.tf32
@@ -80,6 +80,7 @@ def make_accelerator(
     group: dict[str, Any] = {"timeout": timedelta(seconds=hardware.timeout_seconds)}
     if zero is not None:
         # the loop computes under autocast itself: in DeepSpeed's own bf16 all weights and buffers would be bf16
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # which would make it DDP
         options = {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=zero), "mixed_precision": "no"}
         group |= {"backend": "gloo"} if on_cpu else {}
     try:
@@ -101,10 +102,15 @@ def make_accelerator(
             f"the launcher started rank {rank} of {world}, but Accelerate sees rank {accelerator.process_index} of "
             f"{accelerator.num_processes}; start with one of launchers/"
         )
+    if zero is not None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise LaunchError(
+            f"hardware.deepspeed is {hardware.deepspeed}, but Accelerate made it {accelerator.distributed_type.value}; "
+            "start with one of launchers/"
+        )
     return accelerator
 
 
-def _check_environment(hardware: HardwareSection, accumulation: int) -> None:
+def _check_environment(hardware: HardwareSection, accumulation: int, on_cpu: bool) -> None:
     """`accelerate launch` passes its own settings as variables: what contradicts ours is an error, all named.
 
     `no` and `1` are what it writes when nobody asked. Its DeepSpeed variables are taken away once they agree: the
@@ -119,6 +125,8 @@ def _check_environment(hardware: HardwareSection, accumulation: int) -> None:
         found = os.environ.get(variable, unset)
         if found not in (value, unset):
             problems.append(f"{variable}: found {found}, but {key} is {value}")
+    if parse_flag_from_env("ACCELERATE_USE_CPU") and not on_cpu:
+        problems.append(f"ACCELERATE_USE_CPU: found true, but hardware.device is {hardware.device} and CUDA is there")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         problems.append("ACCELERATE_USE_FSDP: found true; allowed: DDP, or DeepSpeed by hardware.deepspeed")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -134,12 +142,13 @@ def _check_environment(hardware: HardwareSection, accumulation: int) -> None:
 
 def _record_nccl(folder: Path) -> None:
     """NCCL's flight recorder: the last collectives of each rank, written to `folder` when one times out."""
-    dump = str(folder.resolve() / "nccl-rank-")
-    for prefix in ("TORCH_NCCL", "TORCH_FR"):  # torch renamed them on the way
-        os.environ.setdefault(f"{prefix}_{'TRACE_' if prefix == 'TORCH_NCCL' else ''}BUFFER_SIZE", "2000")
-        os.environ.setdefault(f"{prefix}_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", dump)
-    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", dump)
+    renamed = torch.__version__ >= (2, 9)  # torch warns of the old names
+    size, file = "TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE"
+    if not renamed:
+        size, file = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+    os.environ.setdefault(size, "2000")
+    os.environ.setdefault(file, str(folder.resolve() / "nccl-rank-"))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 def autocast_dtype(hardware: HardwareSection) -> torch.dtype | None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distwsss.config.schema import HardwareSection, duration_to_steps
 from distwsss.data.batches import MicroBatches, read_batches, split_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.export import WEIGHTS, load_weights
-from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json
+from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json, write_pointer
 from distwsss.runtime.progress import log
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import (
@@ -31,7 +32,7 @@ from distwsss.train.engine import all_sum, autocast_dtype, end_trackers, launche
 from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task
-from distwsss.train.watch import FirstError, HangWatch, is_collective_failure
+from distwsss.train.watch import FirstError, HangWatch, is_collective_failure, no_answer
 from distwsss.train.zero import load_states
 from distwsss.train.zero_config import deepspeed_config
 
@@ -70,17 +71,18 @@ def fit(
     rank for an error of one.
     """
     rank, world = launched()
-    first = FirstError(folder, rank, world)
+    first, stop = FirstError(folder, rank, world), StopSignal()
     first.clear()
     try:
-        return _fit(task, hardware, folder, seed, resume, init_from, described)
+        return _fit(task, hardware, folder, seed, resume, init_from, described, stop)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = first.of_another() if world > 1 and is_collective_failure(error) else None
-        if reason is not None:
-            raise RunError(f"{task.name}: another rank ended the run: {reason}") from error
-        first.tell(error)
+        with stop:  # the launcher's SIGTERM to those that a dead rank leaves must not pass for a wish to stop
+            if world > 1 and is_collective_failure(error):
+                reason = first.of_another(stop)
+                raise RunError(f"{task.name}: {reason or no_answer(error)}") from error
+            first.tell(error)
         raise
 
 
@@ -92,6 +94,7 @@ def _fit(
     resume: str,
     init_from: Path | None,
     described: bytes,
+    stop: StopSignal,
 ) -> Path:
     section, (rank, world) = task.optim, launched()
     if section.global_batch < world:
@@ -110,6 +113,7 @@ def _fit(
     if init_from:
         load_weights(task.model, init_from)
     start, attempt, states = _resume(task, folder / "checkpoints", resume)
+    _synchronise_norms(task, accelerator)
     if zero:  # DeepSpeed flattens weights and cannot take channels-last ones
         task.model.to(memory_format=torch.contiguous_format)
     wrapped, optimizer = accelerator.prepare(Outputs(task.model, autocast_dtype(hardware)), optimizer)
@@ -125,7 +129,7 @@ def _fit(
         accelerator.init_trackers("distwsss", config={"task": task.name, "attempt": attempt})
     batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
     writer = CheckpointWriter(folder / "checkpoints", section.keep_last)
-    with StopSignal() as stop, HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch:
+    with stop, HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch:
         run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, hardware, attempt, writer, watch)
         try:
             train_steps(run, read_batches(batches, start, hardware.loader_workers), start, stop)
@@ -142,8 +146,21 @@ def _fit(
     return run.checkpoint(total)
 
 
+def _synchronise_norms(task: Task, accelerator: Accelerator) -> None:
+    """`backbone.norm: sync`: BatchNorm over all ranks. Raises ConfigError on the CPU, where torch has none."""
+    if task.model.architecture()["backbone"]["norm"] != "sync":
+        return
+    if accelerator.device.type != "cuda":
+        raise ConfigError(
+            f"{task.name}: backbone.norm is sync, on {accelerator.device}; allowed there: frozen, local, group"
+        )
+    if accelerator.num_processes > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
+
+
 def _finish(run: Run) -> None:
     """Drop what only training needs, then record that the run is complete."""
+    write_pointer(run.checkpoints / "LAST", run.checkpoint(run.total))  # a kill may have come just before it
     if not run.task.optim.keep_optimizer:
         drop_optimizer_states(run.checkpoints)
     last, parameters = run.checkpoint(run.total), run.task.parameters

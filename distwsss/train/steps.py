@@ -158,7 +158,7 @@ def _agree(run: Run, batches: list[Batch], stop: StopSignal, error: BaseExceptio
 
 def _fits(run: Run) -> bool:
     """Whether a checkpoint, by what the slowest took so far, is written before the launcher kills this process."""
-    return (run.writer.seconds or 0.0) < 0.8 * run.hardware.shutdown_seconds
+    return run.writer.slowest() < 0.8 * run.hardware.shutdown_seconds
 
 
 def _stop(run: Run, step: int, may_save: bool) -> None:
@@ -166,9 +166,9 @@ def _stop(run: Run, step: int, may_save: bool) -> None:
     if may_save:
         _save(run, step)
         run.writer.wait()
-    else:
+    elif run.main():
         log.warning(
-            f"{run.task.name}: asked to stop; a checkpoint takes up to {run.writer.seconds:.0f} s, "
+            f"{run.task.name}: asked to stop; a checkpoint takes up to {run.writer.slowest():.0f} s, "
             f"hardware.shutdown_seconds is {run.hardware.shutdown_seconds}: the last one stays"
         )
     raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from typing import IO
 
 from distwsss.errors import DistwsssError, RunError
 from distwsss.runtime.artifacts import write_json
+from distwsss.runtime.stop import StopSignal
 
 GRACE = 5.0  # seconds in which the error of the rank that failed first may still be on its way
 
@@ -71,18 +72,25 @@ class FirstError:
     def tell(self, error: BaseException) -> None:
         """This rank ends because of `error`."""
         if self.world > 1:
-            code = error.exit_code if isinstance(error, DistwsssError) else 1
+            code, message = 1, f"{type(error).__name__}: {error}"
+            if isinstance(error, DistwsssError):
+                code, message = error.exit_code, str(error)
             with suppress(OSError, RunError):
-                write_json(self._path(self.rank), {"code": code, "message": str(error), "time": time.time()})
+                write_json(self._path(self.rank), {"code": code, "message": message, "time": time.time()})
 
-    def of_another(self) -> str | None:
-        """Why another rank ended, where one says so within a few seconds."""
+    def of_another(self, stop: StopSignal) -> str | None:
+        """That and why another rank ended the run, where one says so within a few seconds, or before the launcher asks
+        this one to end: the other's process is gone then."""
         until = time.monotonic() + GRACE
         others = [rank for rank in range(self.world) if rank != self.rank]
-        while others and time.monotonic() < until:
+        while others:
+            ended = stop.asked or time.monotonic() > until
             for rank in others:
                 with suppress(OSError, ValueError):
-                    return f"rank {rank}: {json.loads(self._path(rank).read_text(encoding='utf-8'))['message']}"
+                    message = json.loads(self._path(rank).read_text(encoding="utf-8"))["message"]
+                    return f"another rank ended the run: rank {rank}: {message}"
+            if ended:
+                return None
             time.sleep(0.2)
         return None
 
@@ -92,3 +100,12 @@ def is_collective_failure(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("gloo", "nccl", "timed out", "connection closed", "connection reset", "process group", "collective")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def no_answer(error: BaseException) -> str:
+    """What to say of a collective's failure for which no rank gave a reason."""
+    first = str(error).partition("\n")[0]
+    return (
+        f"the other ranks do not answer ({first}): one was killed (out of memory?), hangs (stacks-rank*.txt) or has no "
+        "network; run the same command to go on"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,4 +164,6 @@ def import_deepspeed() -> Any:
             "hardware.deepspeed is set, but deepspeed is not installed; run `pip install 'distwsss[deepspeed]'`"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # of torch's functions that DeepSpeed calls under their old names, several a step
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     return deepspeed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def test_accelerates_deepspeed_without_ours_is_refused(environment) -> None:
         make_accelerator(CPU)
 
 
+def test_accelerates_cpu_on_a_machine_with_cuda_is_refused(environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(ACCELERATE_USE_CPU="true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_CPU: found true, but hardware\.device is auto and CUDA"):
+        make_accelerator(HardwareSection())
+
+
 def test_what_agrees_or_was_not_asked_for_is_accepted(environment) -> None:
     """Accelerate's DeepSpeed variables would override the JSON that was filled from the configuration: they go."""
     environment(
@@ -93,12 +101,20 @@ def test_what_agrees_or_was_not_asked_for_is_accepted(environment) -> None:
         ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
     )
     hardware = HardwareSection(device="cpu", mixed_precision="bf16", deepspeed=str(CONFIGS / "zero2.json"))
-    engine._check_environment(hardware, 2)
+    engine._check_environment(hardware, 2, on_cpu=True)
     assert not [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
-def test_a_port_in_use_is_one_message(environment) -> None:
+@pytest.fixture
+def new_state() -> Iterator[None]:
+    """Accelerate's state is one for the process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_port_in_use_is_one_message(environment, new_state: None) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -106,7 +122,6 @@ def test_a_port_in_use_is_one_message(environment) -> None:
         environment(**{**LAUNCH, "MASTER_PORT": port})
         with pytest.raises(LaunchError, match=rf"127\.0\.0\.1:{port} .*EADDRINUSE.*; allowed: .* free port"):
             make_accelerator(CPU)
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert not torch.distributed.is_initialized()
 
 
