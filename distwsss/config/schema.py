@@ -328,8 +328,8 @@ class BackboneSection(Section):
     norm: Literal["frozen", "local", "sync", "group"] = Field(
         "frozen",
         description="frozen: BatchNorm keeps its statistics and affine terms; local: each micro-batch's statistics (as "
-        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place. mit_* has "
-        "one, in SegFormer's head: frozen is local there, sync as published",
+        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place. mit_*: "
+        "the one in SegFormer's head, frozen is local there, sync as published",
     )
     drop_path: Probability = Field(
         0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
