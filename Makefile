@@ -10,7 +10,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet -e ".[lite,ray,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[lite,ray,deepspeed,dev]"
 	touch $@
 
 demo: $(VENV)/installed  ## image-level labels to mIoU and pictures, on generated data
