@@ -6,6 +6,7 @@ another way to the CPU than DDP, and what a launcher leaves in the environment w
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from contextlib import suppress
 from datetime import timedelta
@@ -72,6 +73,7 @@ def make_accelerator(
         )
     on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
     _check_environment(hardware, accumulation, on_cpu)
+    _check_trackers(hardware)
     if folder is not None and not on_cpu:
         _record_nccl(folder)
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
@@ -138,6 +140,15 @@ def _check_environment(hardware: HardwareSection, accumulation: int, on_cpu: boo
         raise ConfigError(report_problems(what, problems))
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]:
         del os.environ[name]
+
+
+def _check_trackers(hardware: HardwareSection) -> None:
+    """Accelerate leaves out, with a warning, a tracker that is not installed."""
+    missing = [name for name in hardware.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"hardware.trackers: {', '.join(missing)} is not installed; run `pip install 'distwsss[tracking]'`"
+        )
 
 
 def _record_nccl(folder: Path) -> None:

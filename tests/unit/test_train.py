@@ -319,3 +319,25 @@ def test_init_from_takes_weights_only(prepared: Config, tiny, tmp_path: Path) ->
     (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="sha256 differs"):
         train(other, init_from=source)
+
+
+def test_metrics_reach_tensorboard_too(tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(hardware={"trackers": ["tensorboard"]})
+    prepare(config)
+    fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0)
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    (folder,) = {
+        path.parent for path in (tmp_path / "a").rglob("events.out.tfevents.*") if path.parent.name == "distwsss"
+    }
+    events = EventAccumulator(str(folder)).Reload()
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert found == {line["step"]: pytest.approx(line["loss"]) for line in lines}
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(prepared: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hardware = prepared.hardware.model_copy(update={"trackers": ["wandb"]})
+    with pytest.raises(ConfigError, match=r"wandb is not installed; run `pip install 'distwsss\[tracking\]'`"):
+        fit(classifier_task(prepared, 0.1), hardware, tmp_path / "a", seed=0)
