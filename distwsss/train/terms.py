@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distwsss.config.schema import TrainSection
 from distwsss.data.batches import Batch
-from distwsss.losses.hybrid import cross_entropy_term, negative_loss, positive_loss
+from distwsss.losses.hybrid import cross_entropy_term, hybrid_loss, positive_loss
 from distwsss.losses.set_prediction import set_counts, set_sums
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]  # what is logged: name -> (sum, count)
@@ -94,7 +94,4 @@ def pixel_terms(logits: Tensor, maps: Batch, section: TrainSection, model: nn.Mo
     tau = section.temperature
     if section.loss == "positive":
         return {"positive": positive_loss(logits, labels, valid, temperature=tau)}
-    return {
-        "positive": positive_loss(logits, labels, valid & clean, temperature=tau),
-        "negative": negative_loss(logits, maps["complements"], valid & ~clean, temperature=tau),
-    }
+    return hybrid_loss(logits, labels, clean, complements=maps["complements"], temperature=tau)._asdict()
