@@ -177,6 +177,10 @@ class HardwareSection(Section):
     loader_workers: int = Field(2, ge=0, description="data loading processes per rank")
     scratch: str | None = Field(None, description="folder on a local disk that keeps shards read from a URL")
     scratch_gb: Positive = Field(20.0, description="its size; the least recently used shards go, one always stays")
+    card: Literal["rtx3090", "a100", "h100"] | None = Field(
+        None, description="the GPU that `estimate` reckons with; nothing else reads it"
+    )
+    cards: int = Field(1, ge=1, description="how many of `card`, for `estimate`; launchers start the ranks")
     micro_batch: int | None = Field(None, ge=1, description="images per rank and forward; default global batch / ranks")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     activation_checkpointing: bool = Field(
