@@ -95,9 +95,15 @@ training() {
         process+=(--config '<CONFIG>')
         [ "${DRY_RUN:-}" = 1 ] || problems+=("--config: found nothing; allowed: a configuration, see configs/")
     fi
+    [ -z "${SHUTDOWN_TIMEOUT:-}" ] || process+=(--set "hardware.shutdown_seconds=$SHUTDOWN_TIMEOUT")
     variables=(OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}") # what torchrun sets too, with a warning
     # where DeepSpeed compiles: on several machines a folder local to each
     [ -z "${TORCH_EXTENSIONS_DIR:-}" ] || variables+=(TORCH_EXTENSIONS_DIR="$TORCH_EXTENSIONS_DIR")
+}
+
+# shutdown_is_fixed WHO: whatever it is told, it kills ranks 30 s after it has asked them to stop.
+shutdown_is_fixed() {
+    [ "${SHUTDOWN_TIMEOUT:-30}" = 30 ] || problems+=("SHUTDOWN_TIMEOUT: found $SHUTDOWN_TIMEOUT; allowed: 30, which $1 waits in any case")
 }
 
 # shellcheck disable=SC2034 # these are for the launchers
@@ -113,8 +119,8 @@ torchrun_abilities() {
     fi
     if [[ $help == *--shutdown-timeout* ]]; then
         newer+=(--shutdown-timeout "${SHUTDOWN_TIMEOUT:-30}")
-    elif [ "${SHUTDOWN_TIMEOUT:-30}" != 30 ]; then
-        problems+=("SHUTDOWN_TIMEOUT: found $SHUTDOWN_TIMEOUT; allowed: 30, which this torchrun waits in any case")
+    else
+        shutdown_is_fixed "this torchrun"
     fi
 }
 

@@ -19,6 +19,7 @@ verb=train
 [[ ${1:--} == -* ]] || { verb=$1; shift; }
 need NPROC "the number of processes on each machine, usually one per GPU"
 training "$verb" "$@"
+shutdown_is_fixed deepspeed
 options=(--no_local_rank --num_gpus "$NPROC")
 RDZV_ENDPOINT=${RDZV_ENDPOINT:-$([ "${NNODES:-1}" != 1 ] || echo localhost:29500)}
 need_endpoint

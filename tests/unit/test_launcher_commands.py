@@ -82,6 +82,7 @@ def test_a_dry_run_with_everything_set_prints_what_would_run(name: str) -> None:
         ("single_gpu.sh", {"GPU": "1", "OMP_NUM_THREADS": "3"}, "OMP_NUM_THREADS=3 CUDA_VISIBLE_DEVICES=1 python"),
         ("torchrun_local.sh", {"MAX_RESTARTS": "4"}, "--max-restarts 4"),
         ("torchrun_local.sh", {"SHUTDOWN_TIMEOUT": "90"}, "--shutdown-timeout 90"),
+        ("single_gpu.sh", {"SHUTDOWN_TIMEOUT": "90"}, " --set hardware.shutdown_seconds=90"),
         ("torchrun_local.sh", {"OMP_NUM_THREADS": "3"}, "OMP_NUM_THREADS=3 TORCH_DISABLE"),
         ("torchrun_local.sh", {"TORCH_EXTENSIONS_DIR": "/tmp/x"}, "TORCH_EXTENSIONS_DIR=/tmp/x TORCH_DISABLE"),
         ("torchrun_multinode.sh", {"NODE_RANK": "0", "JOIN_TIMEOUT": "9"}, "--rdzv-conf join_timeout=9,is_host=true "),
@@ -138,6 +139,12 @@ def test_an_older_torchrun_gets_no_newer_options() -> None:
     assert "SHUTDOWN_TIMEOUT: found 90; allowed: 30" in done.stderr
 
 
+def test_deepspeed_leaves_no_other_time_to_save() -> None:
+    done = launch("deepspeed.sh", *DEMO, NPROC="2", SHUTDOWN_TIMEOUT="90")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "SHUTDOWN_TIMEOUT: found 90; allowed: 30" in done.stderr
+
+
 def test_without_torchrun_a_dry_run_prints_and_a_run_says_so() -> None:
     absent = {TORCHRUN: "() { return 127; }"}
     done = launch("torchrun_local.sh", *DEMO, NPROC="2", DRY_RUN="1", **absent)
@@ -177,6 +184,19 @@ def test_what_is_not_set_is_named_at_once(name: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert all(word in done.stderr for word in named[name].split())
     assert "<" not in done.stderr
+
+
+def test_what_the_documents_name_exists() -> None:
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "launchers").glob("*.s*")}
+    documents = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in documents)
+    named = set(re.findall(r"\blaunchers/[\w./]*\w", text))
+    assert {f"launchers/{name}" for name in LAUNCHERS} <= named
+    assert all((REPOSITORY / path).exists() for path in named)
+    rows = re.findall(r"^\| (`[A-Z_`, =a-z]+`) \|", (REPOSITORY / "docs/training.md").read_text(encoding="utf-8"), re.M)
+    variables = {word for row in rows for word in re.findall("[A-Z][A-Z_]+", row)}
+    assert {"NPROC", "RDZV_ENDPOINT", "ACCELERATE_CONFIG", "ROOT"} <= variables
+    assert {word for word in variables if not any(word in script for script in scripts.values())} == set()
 
 
 def test_the_image_is_made_of_files_that_exist() -> None:
