@@ -230,6 +230,10 @@ def build_parser() -> argparse.ArgumentParser:
     path_help = "a shard folder, or a folder or URL of such folders (default: the shards of --config)"
     verify.add_argument("path", nargs="?", metavar="PATH", help=path_help)
     _add_config(verify, required=False)
+    text = "memory, micro-batch, operations and time of training, without a GPU"
+    estimate = verbs.add_parser("estimate", help=text, description=text[0].upper() + text[1:] + ".")
+    _add_config(estimate)
+    estimate.add_argument("--json", action="store_true", help="for machines")
     config = verbs.add_parser("config", help="print or check a configuration")
     actions = config.add_subparsers(dest="action", required=True, metavar="show|validate")
     for action, text in (("show", "print the resolved configuration"), ("validate", "report every problem at once")):
@@ -252,6 +256,14 @@ def _verify(arguments: Arguments) -> None:
     print(f"{path}: every shard and index verifies")
 
 
+def _estimate(config: Config, arguments: Arguments) -> None:
+    from distwsss.train.estimate import estimate
+    from distwsss.train.estimate_text import as_json, as_table
+
+    show = as_json if arguments.json else as_table
+    print(show(estimate(config), config.hardware))
+
+
 def _load(arguments: Arguments) -> Config:
     overrides = list(arguments.overrides or [])
     if getattr(arguments, "executor", None):
@@ -266,6 +278,9 @@ def _dispatch(arguments: Arguments) -> None:
     config = _load(arguments)
     if arguments.verb == "config":
         print(dump_yaml(config) if arguments.action == "show" else f"{arguments.config}: valid", end="\n")
+        return
+    if arguments.verb == "estimate":
+        _estimate(config, arguments)
         return
     with open_run(config, describe=arguments.verb not in SHOWING) as folder:
         code, message = 1, "ended unexpectedly"

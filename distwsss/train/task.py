@@ -68,11 +68,11 @@ def classifier_task(config: Config, dropout: float) -> Task:
         augment=section.augment,
         parameters=parameters,
         counts=lambda batch: [len(batch["image"])],
-        sums=_classifier_sums,
+        sums=classifier_sums,
     )
 
 
-def _classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
+def classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
     losses = [multilabel_loss(scores, batch["targets"]) for scores in outputs]
     return torch.stack([loss for loss, _ in losses]).sum()[None], {}
 
