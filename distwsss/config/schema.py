@@ -187,7 +187,7 @@ class HardwareSection(Section):
         False, description="recompute the backbone's blocks in backward rather than keep what they computed"
     )
     tf32: bool = Field(True, description="TensorFloat-32 in float32 products on GPUs that have it")
-    deepspeed: str | None = Field(None, description="DeepSpeed's JSON (configs/deepspeed/); default: DDP")
+    deepspeed: str | None = Field(None, description="DeepSpeed's JSON, or its NAME in configs/deepspeed/; default: DDP")
     timeout_seconds: int = Field(600, ge=1, description="collectives that take longer end the run")
     shutdown_seconds: int = Field(
         30, ge=0, description="what the launcher leaves a process to save after SIGTERM, SIGUSR1 or Ctrl-C"
