@@ -6,6 +6,7 @@ Fake tensors are on the device "cpu": on "cuda" autograd's engine asks the drive
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,26 @@ FLOAT32 = (
     *("sum", "sum.dim_IntList", "linalg_vector_norm", "binary_cross_entropy_with_logits", "nll_loss"),
     *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest2d", "_upsample_nearest_exact2d"),
 )
+
+
+def _convolution_backward(gradient: Tensor, images: Tensor, weight: Tensor, *rest: Any, out_val: Any) -> int:
+    """Of the gradients asked for, of images and weights, each as much as forward."""
+    _, _, _, _, transposed, _, _, (of_images, of_weight, _) = rest
+    places = math.prod((images if transposed else gradient).shape[2:])
+    return 2 * weight.numel() * len(images) * places * (of_images + of_weight)
+
+
+# operator -> its floating-point operations. torch's table counts every group of a convolution against all others in
+# backward, and leaves out the CPU's attention
+ATEN = torch.ops.aten
+OPERATIONS = {
+    **flop_registry,
+    ATEN.convolution_backward: _convolution_backward,
+    ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[ATEN._scaled_dot_product_flash_attention],
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
 
 
 def fake_module(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -89,8 +110,8 @@ class PeakMemory(TorchDispatchMode):
                 out = func(*args, **kwargs)
         else:
             out = func(*args, **kwargs)
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        if func.overloadpacket in OPERATIONS:
+            self.flops += OPERATIONS[func.overloadpacket](*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._kinds:
                 self.mark(tensor, "activations")

@@ -66,6 +66,30 @@ def test_operations_by_hand() -> None:
     assert step_cost(two_convs(), Way(BATCH)).flops == 2 * first + 3 * second
 
 
+def test_operations_of_segformer_are_those_published() -> None:
+    """Xie et al. 2021, Table 1: SegFormer-B2, 150 classes: 27.5 M parameters, 62.4 G products at 512 x 512."""
+    config = load_config(ROOT / "configs/voc12/segformer_b2.yaml")
+    mode, memory = FakeTensorMode(), PeakMemory()
+    with torch.device("meta"):
+        model = segmenter_stage(config.train, [str(number) for number in range(150)]).build()
+    fake_module(model, mode)
+    with mode, memory, torch.no_grad():
+        model(torch.empty(1, 3, 512, 512))
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(27.5e6, rel=0.005)
+    assert memory.flops / 2 == pytest.approx(62.4e9, rel=0.005)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_operations_of_grouped_convolutions_by_hand(groups: int) -> None:
+    class Grouped(TwoConvs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=False)
+
+    first, second = 2 * SIDE * SIDE * 4 * 3 * 9, 2 * SIDE * SIDE * 4 * 4 // groups * 9
+    assert step_cost(two_convs(build=Grouped), Way(BATCH)).flops == 2 * first + 3 * second
+
+
 @pytest.mark.parametrize(("optimizer", "states"), [("sgd", 1), ("adamw", 2)])
 def test_parameters_and_states_by_hand(optimizer: str, states: int) -> None:
     def frozen_bias() -> nn.Module:
