@@ -6,7 +6,8 @@ its V2 does not build (a configuration is read before it is set): it is taken wi
 
 BatchNorm: no scale or shift is trained anywhere, the published optimizer takes convolutions alone. Running statistics
 follow the batches, in the heads by 3e-4 a step and in the backbone by 0.1, unless `backbone.norm: frozen` holds the
-backbone's (published: false). The heads' always follow: they are new and have no others. Built through `segmenters`.
+backbone's (published: local). The heads' follow then too: they are new and have no others. `group` is GroupNorm in
+both, its scales and shifts not trained either. Built through `segmenters`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones import Backbone, group_norms
 from distwsss.models.deeplab import ASPP_RATES
 
 WIDTHS = {"largefov": 512, "aspp": 256}
@@ -81,7 +82,7 @@ class PooledASPP(nn.Module):
 class CodebaseDeepLab(nn.Module):
     """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background.
 
-    With `resnet101s`, 21 classes and the published widths 52,336,085 parameters (largefov) or 62,355,797 (aspp).
+    With `resnet101s`, 21 classes and the published widths 52,336,085 parameters (largefov) or 62,358,741 (aspp).
     """
 
     align_corners = True
@@ -98,8 +99,10 @@ class CodebaseDeepLab(nn.Module):
         for module in self.head.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if backbone.norm == "group":
+            group_norms(self.head)
         for module in self.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm | nn.GroupNorm):
                 if not backbone.pretrained:  # timm starts some at 0, where they would now stay
                     nn.init.ones_(module.weight)
                 module.weight.requires_grad_(False)
