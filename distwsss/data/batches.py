@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +98,11 @@ def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoa
     )
 
 
-def read_batches(batches: MicroBatches, start_step: int, workers: int) -> Iterator[Batch]:
-    """The items of `make_loader`; one that is an error is raised here, in the rank."""
+def read_batches(batches: MicroBatches, start_step: int, workers: int) -> Generator[Batch, None, None]:
+    """The items of `make_loader`; one that is an error is raised here, in the rank.
+
+    Close it: workers that an error leaves behind do not hear SIGTERM, and the process would wait for them at its end.
+    """
     for item in make_loader(batches, start_step, workers):
         if isinstance(item, Exception):
             raise item
@@ -170,9 +173,7 @@ class SegmenterSamples:
     def __call__(self, sample: Sample, key: str) -> dict[str, Tensor]:
         photo, maps = self._maps(sample, key)
         rng = numpy_generator(self.seed, sample.epoch, key, "augment")
-        image, placed = augment_sample(
-            decode_image(photo, key), maps, self.section.augment, self.mean, self.std, rng
-        )
+        image, placed = augment_sample(decode_image(photo, key), maps, self.section.augment, self.mean, self.std, rng)
         loaded = {"image": image, **placed}
         if self.section.loss == "hybrid":
             loaded["complements"] = self._complements(placed["labels"], sample.epoch, key)

@@ -5,7 +5,7 @@ Here a run is set up, resumed and ended; `train.steps` does what lies between.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,15 @@ def _fit(
     if hardware.trackers:
         accelerator.init_trackers("distwsss", config={"task": task.name, "attempt": attempt})
     batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
-    writer = CheckpointWriter(folder / "checkpoints", section.keep_last)
-    with stop, HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch:
+    with (
+        stop,
+        HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch,
+        closing(CheckpointWriter(folder / "checkpoints", section.keep_last)) as writer,
+        closing(read_batches(batches, start, hardware.loader_workers)) as loader,
+    ):
         run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, hardware, attempt, writer, watch)
-        try:
-            train_steps(run, read_batches(batches, start, hardware.loader_workers), start, stop)
-            writer.wait()
-        finally:
-            writer.close()
+        train_steps(run, loader, start, stop)
+        writer.wait()
         accelerator.wait_for_everyone()
         if run.main():
             _finish(run)
@@ -165,7 +166,8 @@ def _finish(run: Run) -> None:
         drop_optimizer_states(run.checkpoints)
     last, parameters = run.checkpoint(run.total), run.task.parameters
     digests = {"fingerprint": fingerprint(parameters), "sha256": sha256_file(last / WEIGHTS)}
-    write_json(run.folder / DONE, {"parameters": parameters, "checkpoint": last.name, **digests})
+    record = {"parameters": parameters, "origin": run.task.origin, "checkpoint": last.name, **digests}
+    write_json(run.folder / DONE, record)
 
 
 def _resume(task: Task, checkpoints: Path, resume: str) -> tuple[int, int, States]:
