@@ -234,6 +234,12 @@ def build_parser() -> argparse.ArgumentParser:
     estimate = verbs.add_parser("estimate", help=text, description=text[0].upper() + text[1:] + ".")
     _add_config(estimate)
     estimate.add_argument("--json", action="store_true", help="for machines")
+    text = "a file of published weights as safetensors, under our names (docs/weights.md)"
+    convert = verbs.add_parser("convert-weights", help=text, description=text[0].upper() + text[1:] + ".")
+    convert.add_argument("file", metavar="FILE", help="a .pth, .params, .caffemodel, .pkl, ..., or a folder of the hub")
+    convert.add_argument("--output", "-o", required=True, metavar="FILE", help="NAME.safetensors")
+    convert.add_argument("--for", dest="backbone", metavar="BACKBONE", help="the backbone to rename and check for")
+    convert.add_argument("--debug", action="store_true", help="show the traceback of an error")
     config = verbs.add_parser("config", help="print or check a configuration")
     actions = config.add_subparsers(dest="action", required=True, metavar="show|validate")
     for action, text in (("show", "print the resolved configuration"), ("validate", "report every problem at once")):
@@ -264,6 +270,12 @@ def _estimate(config: Config, arguments: Arguments) -> None:
     print(show(estimate(config), config.hardware))
 
 
+def _convert_weights(arguments: Arguments) -> None:
+    from distwsss.models.convert import convert_weights
+
+    print(convert_weights(Path(arguments.file), Path(arguments.output), arguments.backbone))
+
+
 def _load(arguments: Arguments) -> Config:
     overrides = list(arguments.overrides or [])
     if getattr(arguments, "executor", None):
@@ -274,6 +286,9 @@ def _load(arguments: Arguments) -> Config:
 def _dispatch(arguments: Arguments) -> None:
     if arguments.verb == "verify":
         _verify(arguments)
+        return
+    if arguments.verb == "convert-weights":
+        _convert_weights(arguments)
         return
     config = _load(arguments)
     if arguments.verb == "config":

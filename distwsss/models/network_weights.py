@@ -13,7 +13,7 @@ from distwsss.models.caffe_names import network_names
 from distwsss.models.hub import REPOSITORIES, hub_folder
 from distwsss.models.transformer_names import mask2former_tensors, segformer_tensors
 from distwsss.models.weight_files import read_weights, weights_file
-from distwsss.models.weights import Rename, beyond_network, left_out, load_exactly
+from distwsss.models.weights import LITE_PACKAGE, Rename, beyond_network, left_out, load_exactly
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
 
@@ -50,6 +50,17 @@ def load_network(model: nn.Module, path: str | Path, kind: str) -> None:
         layer = []  # for as many classes
     load_exactly(model, tensors | {name: own[name] for name in layer}, path)
     log.info(f"{path}: {len(tensors) - len(layer)} tensors loaded{left_out(layer, beyond)}")
+
+
+def weights_origin(backbone: BackboneSection, network: str | None = None) -> dict[str, str]:
+    """Where the weights that training starts from come from, for the run's records: a path as given, or whose."""
+    if network or backbone.weights:
+        return {"weights": str(network or backbone.weights)}
+    if not backbone.pretrained:
+        return {}
+    if backbone.name in REPOSITORIES:
+        return {"weights": f"{REPOSITORIES[backbone.name]} on the Hugging Face hub"}
+    return {"weights": LITE_PACKAGE if backbone.name in ("lite", "lite_full") else f"timm's {backbone.name}"}
 
 
 def weights_read(backbone: BackboneSection, network: str | None = None) -> dict[str, str]:

@@ -45,17 +45,24 @@ MXNET_NAME = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_branch(\w+?)_(weight|gamma|be
 
 
 def load_file_into(net: nn.Module, path: str | Path, backbone: str) -> None:
-    """Load the file at `path` into the net of `backbone`, renamed by `RENAMES`; classification layers are left out.
+    """Load the file at `path` into the net of `backbone`, as `fitted` says. The log says what was left out."""
+    tensors, rest = fitted(net.state_dict(), path, backbone)
+    net.load_state_dict(tensors)
+    log.info(f"{path}: {len(tensors)} tensors loaded{rest}")
 
-    Raises CheckpointError as `read_weights` and `load_exactly`. The log says what was left out.
+
+def fitted(wanted: Tensors, path: str | Path, backbone: str) -> tuple[Tensors, str]:
+    """The file at `path` as the state dict `wanted` of `backbone`, and what of the file is no part of it, in words.
+
+    Names are put through `RENAMES`, classification layers are left out. Raises CheckpointError as `read_weights` and
+    `exactly`, and for a file of another make of network.
     """
     tensors = rename_for(read_weights(path), backbone, path)
     heads = [name for name in tensors if HEADS.fullmatch(name)]
     beyond = beyond_network(tensors, backbone)
     body = {name: tensor for name, tensor in tensors.items() if name not in (*heads, *beyond)}
-    _check_make(net, body, backbone, path)
-    load_exactly(net, body, path)
-    log.info(f"{path}: {len(body)} tensors loaded{left_out(heads, beyond)}")
+    _check_make(wanted, body, backbone, path)
+    return exactly(wanted, body, path), left_out(heads, beyond)
 
 
 def beyond_network(tensors: Tensors, network: str) -> list[str]:
@@ -71,9 +78,8 @@ def left_out(classifier: list[str], beyond: list[str], most: int = 6) -> str:
     return text + (f"; no part of the network: {', '.join(beyond[:most])}{rest}" if beyond else "")
 
 
-def _check_make(net: nn.Module, tensors: Tensors, backbone: str, path: str | Path) -> None:
+def _check_make(wanted: Tensors, tensors: Tensors, backbone: str, path: str | Path) -> None:
     """Raises CheckpointError for a file of another make of network, rather than list every name of both."""
-    wanted = net.state_dict()
     ours, its = ([make for names, make in MAKES.items() if set(names) <= state.keys()] for state in (wanted, tensors))
     if ours and its and ours != its:
         (what, _, like), (found, other, _) = ours[0], its[0]
@@ -104,13 +110,17 @@ def by_name(rename: Callable[[str], str]) -> Rename:
     return renamed
 
 
-def load_exactly(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """`tensors` into `net`, all or nothing. Raises CheckpointError listing missing, unexpected and misfit keys.
+def load_exactly(net: nn.Module, tensors: Tensors, path: str | Path) -> None:
+    """`tensors` into `net`, all or nothing. Raises CheckpointError as `exactly`."""
+    net.load_state_dict(exactly(net.state_dict(), tensors, path))
 
-    Only BatchNorm's `num_batches_tracked` may be missing: a counter that our networks do not use, younger than many
-    published files.
+
+def exactly(wanted: Tensors, tensors: Tensors, path: str | Path) -> Tensors:
+    """`tensors`, if they are the state dict `wanted`. CheckpointError lists missing, unexpected and misfit keys.
+
+    Only BatchNorm's `num_batches_tracked` may be missing, and is then that of `wanted`: a counter that our networks do
+    not use, younger than many published files.
     """
-    wanted = net.state_dict()
     counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
     tensors = {**counters, **tensors}
     problems = [f"missing {name}" for name in wanted if name not in tensors]
@@ -122,7 +132,7 @@ def load_exactly(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -
     ]
     if problems:
         raise CheckpointError(report_problems(f"{path}: does not fit the network", problems))
-    net.load_state_dict(tensors)
+    return tensors
 
 
 def resnet38_name(name: str) -> str:

@@ -114,6 +114,7 @@ def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path 
                 f"--init-from {init_from}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
             )
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
+        task.origin["init_from"] = str(init_from)
     if resume != "never" and is_done(folder / DONE, task.parameters, task.name):
         log.info(f"{task.name}: complete, skipped")
         return

@@ -242,7 +242,8 @@ def _save(run: Run, step: int) -> None:
         weights = run.task.model.state_dict()
         states = None if done else optimizer_states(run.task.model, run.optimizer.optimizer)
     if run.main():
-        trainer = {"step": step, "total": run.total, "attempt": run.attempt, "parameters": run.task.parameters}
+        trainer = {"step": step, "total": run.total, "attempt": run.attempt, "origin": run.task.origin}
+        trainer["parameters"] = run.task.parameters
         run.writer.save(weights, run.task.model.architecture(), states, trainer)
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from distwsss.data.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier
-from distwsss.models.network_weights import weights_read
+from distwsss.models.network_weights import weights_origin, weights_read
 from distwsss.models.segmenters import build_segmenter
 from distwsss.runtime.seeding import derive_seed
 from distwsss.train.terms import Parts, segmenter_terms
@@ -32,7 +32,8 @@ from distwsss.train.terms import Parts, segmenter_terms
 
 @dataclass
 class Task:
-    """See the module's docstring. `parameters` are what the stage's fingerprint covers."""
+    """See the module's docstring. `parameters` are what the stage's fingerprint covers, `origin` where what training
+    starts from was found, for the record."""
 
     name: str
     model: nn.Module
@@ -44,6 +45,7 @@ class Task:
     counts: Callable[[Batch], list[float]]
     sums: Callable[[Any, Batch], tuple[Tensor, Parts]]
     weights: tuple[float, ...] = (1.0,)
+    origin: dict[str, str] = field(default_factory=dict)
     held_out: Selection | None = None
     evaluate_every: str | None = None
 
@@ -69,6 +71,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
         parameters=parameters,
         counts=lambda batch: [len(batch["image"])],
         sums=classifier_sums,
+        origin=weights_origin(section.backbone),
     )
 
 
@@ -114,6 +117,7 @@ def segmenter_task(config: Config) -> Task:
         counts=terms.counts,
         sums=terms.sums,
         weights=terms.weights,
+        origin=weights_origin(section.backbone, section.weights),
         held_out=held_out,
         evaluate_every=section.evaluate_every,
     )
