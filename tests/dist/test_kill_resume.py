@@ -1,149 +1,151 @@
-"""kill -9 and SIGTERM at every kind of moment: the resumed run ends with the bits of one that nothing disturbed.
+"""kill -9 and signals at every kind of moment: the resumed run ends with the bits of one that nothing disturbed.
 
-Real processes, killed at a step or a file, not after some seconds. Dropout and momentum are on, so that optimizer state
-and random numbers count; `metrics.jsonl` shows that the second attempt went on instead of starting anew.
+Real processes, killed at a step or a file, not after some seconds. Dropout, augmentation, momentum and BatchNorm's
+statistics are on; `metrics.jsonl` shows that the later attempts went on instead of starting anew.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import yaml
-from conftest import merged, tiny_tree
-from dist_run import last_weights, make_shards
-from safetensors.torch import save
+from launching import Run, Start, make_shared
 
-from distwsss.config.load import check_config
-
-TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": "6 steps", "save_every": "2 steps"}}
-
-# `train` in which SIGTERM comes from inside, after a step of a rank: to itself, or to torchrun, which sends it to all
-SCRIPT = """
-import os, signal, sys, time
-from distwsss.cli import main
-from distwsss.train import steps
-
-def terminate(name):
-    if name == os.environ["TERMINATE_AT"]:
-        os.kill(os.getppid() if os.environ.get("TERMINATE_PARENT") else os.getpid(), signal.SIGTERM)
-        time.sleep(3 if os.environ.get("TERMINATE_PARENT") else 0)
-
-steps.fault_point = terminate
-sys.exit(main(sys.argv[1:]))
-"""
+TRAIN = {
+    "holdout": 0.0, "head_dropout": 0.3, "backbone": {"norm": "local"},
+    "optim": {"duration": "6 steps", "save_every": "2 steps"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.yaml and the shards to train on."""
-    folder = tmp_path_factory.mktemp("shared")
-    tree = merged(tiny_tree(folder), {"train": TRAIN})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    make_shards(check_config(tree))
-    return folder
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """run(name, **settings) -> a run on shards that all share; loaders are processes of their own."""
+    folder = make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN, hardware={"loader_workers": 1})
+
+    def make(name: str, **settings: object) -> Run:
+        return Run(folder, name, settings)
+
+    return make
 
 
-@pytest.fixture
-def train(distwsss, shared: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """train(run, workers=0, **options of distwsss): `distwsss train` on the shared shards into the folder `run`."""
+@pytest.fixture(scope="module")
+def undisturbed(run: Callable[..., Run]) -> Callable[[int], Run]:
+    """undisturbed(ranks) -> a run from start to end, made once."""
 
-    def start(run: Path, workers: int = 0, **options) -> subprocess.CompletedProcess[str]:
-        overrides = ["--set", f"paths.run={run}", "--set", f"hardware.loader_workers={workers}"]
-        return distwsss("train", "--config", shared / "tiny.yaml", *overrides, **options)
+    def find(ranks: int) -> Run:
+        found = run(f"undisturbed-{ranks}")
+        if not found.train.is_dir():
+            assert found(start(ranks)) == 0, found.log
+        return found
 
-    return start
-
-
-@pytest.fixture
-def undisturbed(train, shared: Path) -> Callable[[int], Path]:
-    """undisturbed(ranks) -> the folder of a run from start to end, made once."""
-
-    def run(ranks: int) -> Path:
-        folder = shared / f"undisturbed-{ranks}"
-        if not folder.is_dir():
-            done = train(folder, ranks=ranks)
-            assert done.returncode == 0, done.stderr
-        return folder
-
-    return run
+    return find
 
 
-def losses(run: Path, attempt: int) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "train/metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["attempt"] == attempt}
+def start(ranks: int, **options) -> Start:
+    return Start("single_gpu" if ranks == 1 else "torchrun_local", ranks, **options)
 
 
-def check_same(run: Path, reference: Path, first: int) -> None:
-    """`run` was resumed at step `first` and ended as `reference`: weights bit for bit, and every loss on the way."""
-    assert save(last_weights(run)) == save(last_weights(reference))
-    again, wanted = losses(run, 1), losses(reference, 0)
-    assert list(again) == list(range(first, 7))
-    before = losses(run, 0)
-    assert before == {step: wanted[step] for step in before}
-    assert again == {step: wanted[step] for step in again}
-    assert not list((run / "train/checkpoints").glob("*.tmp"))
+def check_same(found: Run, reference: Run) -> None:
+    """The weights bit for bit, and every loss on the way as often as it was computed."""
+    assert found.weights() == reference.weights()
+    wanted = reference.losses()
+    assert list(wanted) == [1, 2, 3, 4, 5, 6]
+    assert {line["step"]: line["loss"] for line in found.lines()} == wanted
+    assert all(line["loss"] == wanted[line["step"]] for line in found.lines())
+    assert not list((found.train / "checkpoints").glob("*.tmp"))
 
 
-slow = pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed(run: Callable[..., Run], undisturbed: Callable[[int], Run]) -> None:
+    found = run("killed")
+    assert found(start(1, hooks=[{"in-step:5:rank0": "kill"}])) == -signal.SIGKILL
+    before = found.last()
+    assert before in ("step-00000002", "step-00000004")  # written in the background, so the kill may be faster
+    assert found(start(1)) == 0, found.log
+    assert min(found.losses(1)) == int(before[5:]) + 1
+    check_same(found, undisturbed(1))
 
 
-@pytest.mark.parametrize(
-    ("ranks", "fault", "last", "workers"),
-    [
-        (1, "after-step:3:rank0", 2, 0),
-        pytest.param(1, "after-step:5:rank0", 4, 2, marks=slow),  # the loader's processes must not keep the lock
-        pytest.param(1, "after-step:1:rank0", None, 0, marks=slow),
-        pytest.param(1, "before-publish:step-00000004", 2, 0, marks=slow),
-        pytest.param(1, "after-publish:step-00000004", 2, 0, marks=slow),
-        pytest.param(1, "after-publish:step-00000006", 4, 0, marks=slow),
-        pytest.param(2, "after-step:3:rank1", 2, 0, marks=slow),
-        pytest.param(2, "after-step:3:rank0", 2, 0, marks=slow),
-        pytest.param(2, "before-publish:step-00000004", 2, 0, marks=slow),
-    ],
-)
-def test_killed_and_resumed_equals_undisturbed(
-    train, undisturbed, tmp_path: Path, ranks: int, fault: str, last: int | None, workers: int
+@pytest.mark.slow
+def test_killed_again_and_again(run: Callable[..., Run], undisturbed: Callable[[int], Run]) -> None:
+    """Before anything is saved, between two checkpoints, around the rename of one; and the step each attempt begins at:
+    a folder that LAST does not name yet counts."""
+    found, began = run("again"), []
+    points = [
+        "in-step:1:rank0",
+        "before-publish:step-00000002",
+        "after-publish:step-00000002",
+        "after-step:3:rank0",
+        "before-publish:step-00000004",
+        "after-publish:step-00000004",
+        "after-publish:step-00000006",
+    ]
+    for point in [*points, None]:
+        hooks = [{point: "kill"}] if point else []
+        assert found(start(1, hooks=hooks)) == (-signal.SIGKILL if point else 0), (point, found.log)
+        began.append(re.search(r"6 steps of 4.* on cpu(?:, from step (\d))?\n", found.log).group(1))
+    assert began == [None, None, None, "2", "2", "2", "4", "6"]
+    check_same(found, undisturbed(1))
+
+
+KILLS = [
+    "in-step:1:rank1",
+    "in-step:4:rank1",
+    "before-publish:step-00000004",
+    "after-publish:step-00000004",
+    "in-step:5:rank0",
+    "after-step:5:rank1",
+]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_every_kill_of_one_rank(
+    run: Callable[..., Run], undisturbed: Callable[[int], Run]
 ) -> None:
-    """`last`: the step of the checkpoint that LAST names after the kill, or where checkpoints are written in the
-    background and the kill came soon after, of the one before."""
-    killed = train(tmp_path / "run", workers, ranks=ranks, fault=fault)
-    assert killed.returncode == (-signal.SIGKILL if ranks == 1 else 1), killed.stderr
-    pointer = tmp_path / "run/train/checkpoints/LAST"
-    found = int(pointer.read_text().strip().removeprefix("step-")) if pointer.is_file() else None
-    assert found == last or (fault.startswith("after-step") and found == ((last or 0) - 2 or None))
-    resumed = train(tmp_path / "run", workers, ranks=ranks)
-    assert resumed.returncode == 0, resumed.stderr
-    if found:
-        check_same(tmp_path / "run", undisturbed(ranks), first=found + 1)
-    else:  # nothing was saved: it starts anew
-        assert save(last_weights(tmp_path / "run")) == save(last_weights(undisturbed(ranks)))
+    """Six times of six: one launch, in which a restarted group that hangs or reads old addresses would end the run."""
+    found = run("restarted")
+    hooks = [{point: "kill"} for point in KILLS]
+    assert found(start(2, hooks=hooks, restarts=len(KILLS), timeout=240)) == 0, found.log
+    assert found.log.count("6 steps of 4 = 2 rank(s)") == 1 + len(KILLS)
+    assert found.log.count(", from step 2") >= 2  # after the kills around step 4's rename
+    check_same(found, undisturbed(2))
 
 
-@slow
-@pytest.mark.parametrize(("ranks", "parent"), [(1, False), (2, False), (2, True)])
-def test_sigterm_saves_and_resumes(shared: Path, train, undisturbed, tmp_path: Path, ranks: int, parent: bool) -> None:
-    """One process; one rank of two, which both agree to stop for; and torchrun itself."""
-    (tmp_path / "train.py").write_text(SCRIPT)
-    launch = [sys.executable]
-    if ranks > 1:
-        launch += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
-        launch += ["--rdzv-endpoint=localhost:0"]
-    verb = ["train", "--config", shared / "tiny.yaml", "--set", f"paths.run={tmp_path}/run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERMINATE_AT": f"after-step:3:rank{ranks - 1}"}
-    environment["TERMINATE_PARENT"] = "1" if parent else ""
-    command = [*launch, tmp_path / "train.py", *verb]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == (130 if ranks == 1 else 1), done.stderr
-    assert "interrupted; run the same command to go on" in done.stderr
-    assert json.loads((tmp_path / "run/exit.json").read_text())["code"] == 130
-    assert (tmp_path / "run/train/checkpoints/LAST").read_text() == "step-00000003\n"
-    resumed = train(tmp_path / "run", ranks=ranks)
-    assert resumed.returncode == 0, resumed.stderr
-    check_same(tmp_path / "run", undisturbed(ranks), first=4)
+@pytest.mark.slow
+def test_signals_to_ranks_and_agent_and_a_kill_of_all(
+    run: Callable[..., Run], undisturbed: Callable[[int], Run]
+) -> None:
+    found = run("signalled")
+
+    def stopped(last: str, hooks: dict[str, str], **settings: object) -> None:
+        assert found(start(2, hooks=[hooks]), **settings) == 1, found.log
+        assert "interrupted; run the same command to go on" in found.log
+        assert "]: Traceback" not in found.log  # torchrun's own has no [rankN]
+        assert found.exit() == {"code": 130, "message": "interrupted", "time": found.exit()["time"]}
+        assert found.last() == last
+
+    # a checkpoint takes 3 s, the launcher would give 2: there is no time to save
+    late = {"before-publish:step-00000002": "sleep: 3", "after-step:3:rank0": "sleep: 4"}
+    stopped("step-00000002", {**late, "after-step:3:rank1": "signal: SIGTERM"}, **{"hardware.shutdown_seconds": 2})
+    assert found.log.count("a checkpoint takes up to 3 s, hardware.shutdown_seconds is 2: the last one stays") == 1
+    # one rank is asked, and both agree; then the agent, which asks both, the loaders too
+    stopped("step-00000003", {"after-step:3:rank1": "signal: SIGUSR1"})
+    stopped("step-00000004", {"after-step:4:rank0": "signal agent: SIGTERM"})
+    stopped("step-00000005", {"after-step:5:rank1": "signal agent: SIGUSR1"})
+    assert found(start(2, hooks=[{"in-step:6:rank0": "kill all"}])) == -signal.SIGKILL, found.log
+    assert found.last() == "step-00000005"
+    assert found(start(2)) == 0, found.log
+    assert [min(found.losses(attempt)) for attempt in range(5)] == [1, 3, 4, 5, 6]
+    check_same(found, undisturbed(2))
+
+
+@pytest.mark.slow
+def test_signals_to_a_single_process(run: Callable[..., Run], undisturbed: Callable[[int], Run]) -> None:
+    found = run("one")
+    for step, name in enumerate(("SIGINT", "SIGTERM", "SIGUSR1"), 2):
+        assert found(start(1, hooks=[{f"after-step:{step}:rank0": f"signal: {name}"}])) == 130, found.log
+        assert found.last() == f"step-{step:08d}"
+        assert found.exit()["code"] == 130
+    assert found(start(1)) == 0, found.log
+    check_same(found, undisturbed(1))
