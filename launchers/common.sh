@@ -160,7 +160,7 @@ launch_forwarding() {
     group=$!
     set +m
     # shellcheck disable=SC2064 # the group's number now
-    trap "trap : TERM INT USR1; kill -TERM -- -$group 2>/dev/null" TERM INT USR1
+    trap "trap : TERM INT USR1; kill -TERM -- -$group 2>/dev/null || :" TERM INT USR1
     reap "$group" || code=$?
     for ((tries = 5 * (${SHUTDOWN_TIMEOUT:-30} + 10); tries > 0; tries--)); do
         kill -0 -- "-$group" 2>/dev/null || break
