@@ -241,6 +241,21 @@ def test_what_a_feature_sees() -> None:
     assert seen == (8 * 75 - 487, 8 * 75 + 487)
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (
+            {"output_stride": 8},
+            "`weights` is missing: resnet101_caffe comes with none; .* deeplabv1_resnet101-coco.pth",
+        ),
+        ({"weights": "w.pth", "output_stride": 16}, "allowed for backbone `resnet101_caffe`, which has one stride: 8"),
+    ],
+)
+def test_what_caffes_net_does_not_have_is_refused(options: dict[str, object], found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        BackboneSection(name="resnet101_caffe", **options)
+
+
 def test_summed_aspp_starts_as_published(classic: ClassicDeepLab) -> None:
     fresh = ClassicDeepLab(CAFFE, CLASSES, 0.0).head
     for branch in fresh.branches:

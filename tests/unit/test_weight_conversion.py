@@ -84,6 +84,26 @@ def test_a_file_of_another_make_is_named(
     assert not (tmp_path / "o.safetensors").exists()
 
 
+def test_a_whole_deeplab_of_deeplab_pytorch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """deeplabv2_resnet101_msc-vocaug-20000.pth, for as many classes and for others."""
+    body = marks(caffe_shapes())
+    head = {f"c{k}.{last}": torch.full(shape, k + 0.5) for k in range(4) for last, shape in
+            (("weight", (21, 2048, 3, 3)), ("bias", (21,)))}  # fmt: skip
+    file = {f"base.{name}": tensor for name, tensor in body.items()}
+    torch.save(file | {f"base.aspp.{name}": tensor for name, tensor in head.items()}, tmp_path / "w.pth")
+    backbone = BackboneSection(name="resnet101_caffe", pretrained=False, output_stride=8)
+    section = TrainSection(lineage="classic", backbone=backbone, weights=str(tmp_path / "w.pth"))
+    state = build_segmenter(section, ["background", *(f"class{i}" for i in range(20))]).state_dict()
+    assert all(torch.equal(state[f"backbone.net.{name}"], tensor) for name, tensor in body.items())
+    assert all(torch.equal(state[f"head.branches.{name[1:]}"], tensor) for name, tensor in head.items())
+    with caplog.at_level(logging.INFO, logger="distwsss"):
+        logging.getLogger("distwsss").addHandler(caplog.handler)
+        other = build_segmenter(section, ["background", "cat"]).state_dict()
+    assert all(torch.equal(other[f"backbone.net.{name}"], tensor) for name, tensor in body.items())
+    assert other["head.branches.0.weight"].std() < 0.02
+    assert "left out the classification layer: head.branches.0.weight" in caplog.text
+
+
 class TestConvertWeights:
     def test_the_result_is_the_backbones_and_says_where_from(
         self, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
