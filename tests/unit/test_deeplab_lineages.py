@@ -246,7 +246,7 @@ def test_what_a_feature_sees() -> None:
     [
         (
             {"output_stride": 8},
-            "`weights` is missing: resnet101_caffe comes with none; .* deeplabv1_resnet101-coco.pth",
+            "`weights` is missing: resnet101_caffe comes with none; .* deeplabv1_resnet101-coco",
         ),
         ({"weights": "w.pth", "output_stride": 16}, "allowed for backbone `resnet101_caffe`, which has one stride: 8"),
     ],
