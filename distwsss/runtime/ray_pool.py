@@ -116,7 +116,8 @@ def _options(section: RaySection, address: str | None, cpus: int) -> dict[str, A
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
         return {"address": address, **quiet}
-    options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, **quiet}
+    # `local`: else Ray would join what an earlier driver left in /tmp/ray/ray_current_cluster, dead or alive
+    options: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False, **quiet}
     if section.object_store_mb:
         options["object_store_memory"] = section.object_store_mb << 20
     for key, folder in (("_temp_dir", section.temp_dir), ("object_spilling_directory", section.spill_dir)):

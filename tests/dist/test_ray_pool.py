@@ -104,3 +104,25 @@ def test_a_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     assert listening
     assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert not (tmp_path / ".ray").exists()
+
+
+def test_a_local_ray_does_not_join_what_an_earlier_one_left() -> None:
+    """A killed driver leaves its cluster's address where Ray looks for one to join."""
+    address = Path("/tmp/ray/ray_current_cluster")
+    before = address.read_bytes() if address.exists() else None
+    address.parent.mkdir(exist_ok=True)
+    address.write_text("127.0.0.1:1")
+    script = (
+        "from distwsss.config.schema import RaySection; from distwsss.runtime import ray_pool\n"
+        "with ray_pool.connect(RaySection(), 1): print('cpus', ray_pool.resources()[0])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    finally:
+        address.unlink(missing_ok=True)
+        if before is not None:
+            address.write_bytes(before)
+    assert "cpus 1.0" in done.stdout, done.stderr

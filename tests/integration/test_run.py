@@ -187,14 +187,3 @@ def test_help_teaches_every_verb(capfd) -> None:
             main([verb, "--help"])
         assert caught.value.code == 0
     assert "--multi-scale" in capfd.readouterr().out
-
-
-def test_launcher_prints_one_command() -> None:
-    launcher = Path(__file__).parents[2] / "launchers/torchrun.sh"
-    environment = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"DRY_RUN": "1"}
-    done = subprocess.run(
-        [launcher, "train", "--config", "x.yaml"], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.count("\n") == 1
-    assert "--nproc-per-node <NPROC>" in done.stdout
-    assert done.stdout.strip().endswith("-m distwsss train --config x.yaml")
