@@ -157,7 +157,7 @@ def test_classic_is_the_reference_at_every_output(
 
 def test_loss_sizes_are_those_of_the_logits(classic: ClassicDeepLab) -> None:
     network = ClassicDeepLab(CAFFE, CLASSES, 0.0).to("meta")
-    for height, width in [(321, 321), (513, 500), (64, 90), (65, 87), (67, 81), (70, 75)]:
+    for height, width in [(321, 500), (64, 81), (66, 87), (67, 94)]:
         outputs = network.training_outputs(torch.empty(1, 3, height, width, device="meta"))
         assert [tuple(x.shape[2:]) for x in outputs] == network.loss_sizes(height, width), (height, width)
     assert network.loss_sizes(321, 321) == [(41, 41), (21, 21), (31, 31), (41, 41)]

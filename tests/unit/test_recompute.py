@@ -62,7 +62,7 @@ def test_gradients_and_statistics_are_the_same_and_less_is_held(name: str) -> No
     torch.manual_seed(0)
     model = BUILD[name]().train()
     start = [buffer.clone() for buffer in model.buffers()]
-    images = torch.randn(2, 3, 40, 32)
+    images = torch.randn(1, 3, 24, 24) if "resnet38" in name or name == "classic" else torch.randn(2, 3, 40, 32)
     kept, statistics, before = step(model, images)
     for buffer, value in zip(model.buffers(), start, strict=True):
         buffer.copy_(value)
@@ -73,15 +73,9 @@ def test_gradients_and_statistics_are_the_same_and_less_is_held(name: str) -> No
     assert all(torch.equal(a, b) for a, b in zip(again, statistics, strict=True))
     assert after < 0.75 * before, (after, before)
     with torch.no_grad():
+        if "dropout inside" in name:
+            assert not torch.equal(model(images), model(images))  # it was active in what was compared
         model.eval()(images)
-
-
-def test_dropout_is_active_in_what_is_compared() -> None:
-    torch.manual_seed(0)
-    model = BUILD["classifier on resnet38, dropout inside"]().train()
-    images = torch.randn(1, 3, 16, 16)
-    model.checkpoint_activations()
-    assert not torch.equal(model(images), model(images))
 
 
 def test_asking_twice_recomputes_once() -> None:
