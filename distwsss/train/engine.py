@@ -83,6 +83,7 @@ def make_accelerator(
     if zero is not None:
         # the loop computes under autocast itself: in DeepSpeed's own bf16 all weights and buffers would be bf16
         os.environ.pop("ACCELERATE_USE_CPU", None)  # which would make it DDP
+        os.environ.pop("LOCAL_SIZE", None)  # with which DeepSpeed on CPUs leaves 66 MB a rank in /dev/shm, unused
         options = {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=zero), "mixed_precision": "no"}
         group |= {"backend": "gloo"} if on_cpu else {}
     try:

@@ -6,6 +6,7 @@ What each rank reads is recorded where the loop takes its micro-batches, with a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from launching import Run, Start, make_shared
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, BATCH, IMAGES = 20, 10, 12
 TOLERANCE = 1e-5
+SHARED_MEMORY = Path("/dev/shm")
 TRAIN = {
     "holdout": 0.0,
     "head_dropout": 0.0,
@@ -71,7 +73,9 @@ def test_order_and_losses_are_those_of_one_process(
     run: Callable[..., Run], alone: Run, launcher: str, ranks: int, zero: str | None
 ) -> None:
     found = run(f"{launcher}-{ranks}-{zero}", **({"hardware.deepspeed": zero} if zero else {}))
+    before = set(SHARED_MEMORY.glob("deepspeed_*"))
     assert found(Start(launcher, ranks)) == 0, found.log
+    assert set(SHARED_MEMORY.glob("deepspeed_*")) <= before
     assert f"= {ranks} rank(s) x 1 micro-batch(es)" in found.log
     assert found.order() == alone.order()
     check_losses(found, alone)
