@@ -28,7 +28,7 @@ from distwsss.config.load import check_config
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 60
-TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": f"{STEPS} steps", "save_every": "5 steps"}}
+TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": f"{STEPS} steps", "save_every": "10 steps"}}
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 
 
