@@ -69,7 +69,8 @@ def make_accelerator(
     if zero is not None and "RANK" not in os.environ:
         raise LaunchError(
             f"hardware.deepspeed is {hardware.deepspeed}, but no launcher started this process; start `distwsss train` "
-            "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (NPROC=1 for one GPU)"
+            "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (for one GPU: NPROC=1 and "
+            "torchrun_local.sh)"
         )
     on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
     _check_environment(hardware, accumulation, on_cpu)
