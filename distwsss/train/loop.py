@@ -29,6 +29,7 @@ from distwsss.train.checkpoint import (
     newest_checkpoint,
 )
 from distwsss.train.engine import all_sum, autocast_dtype, end_trackers, launched, make_accelerator
+from distwsss.train.oom import oom_advice
 from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task
@@ -135,7 +136,10 @@ def _fit(
         closing(read_batches(batches, start, hardware.loader_workers)) as loader,
     ):
         run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, hardware, attempt, writer, watch)
-        train_steps(run, loader, start, stop)
+        try:
+            train_steps(run, loader, start, stop)
+        except torch.OutOfMemoryError as error:
+            raise oom_advice(error, task.name, hardware, split, task.augment.crop) from error
         writer.wait()
         accelerator.wait_for_everyone()
         if run.main():

@@ -341,3 +341,17 @@ def test_a_tracker_that_is_not_installed_is_an_error(prepared: Config, tmp_path:
     hardware = prepared.hardware.model_copy(update={"trackers": ["wandb"]})
     with pytest.raises(ConfigError, match=r"wandb is not installed; run `pip install 'distwsss\[tracking\]'`"):
         fit(classifier_task(prepared, 0.1), hardware, tmp_path / "a", seed=0)
+
+
+def test_out_of_cuda_memory_names_what_to_change_in_order(prepared: Config, tmp_path: Path) -> None:
+    task = classifier_task(prepared, 0.1)
+
+    def too_large(outputs, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    task.sums = too_large
+    with pytest.raises(
+        RunError, match=r"(?s)asked for 2\.00 GiB.*1\. hardware\.micro_batch: is 4; set 2.*2\. .*3\. "
+    ) as caught:
+        fit(task, prepared.hardware, tmp_path / "a", seed=0)
+    assert caught.value.exit_code == 1
