@@ -61,8 +61,8 @@ def _column(found: Estimate, hardware: HardwareSection) -> dict[str, str]:
         "images": "unknown" if found.images is None else f"{found.images:,}",
         "steps per epoch": "unknown" if found.steps_per_epoch is None else f"{found.steps_per_epoch:,.1f}",
         "steps": "unknown" if found.steps is None else f"{found.steps:,}",
-        "operations per step": f"{found.flops / 1e12:,.2f}e12",
-        "  with recomputation": f"{found.flops_recomputed / 1e12:,.2f}e12",
+        "operations per step": f"{found.flops:.2e}",
+        "  with recomputation": f"{found.flops_recomputed:.2e}",
         "time": "unknown" if found.hours is None else "{:.1f} to {:.1f} h".format(*found.hours),
     }
 
