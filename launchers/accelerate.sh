@@ -14,10 +14,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verb=train
-[[ ${1:--} == -* ]] || { verb=$1; shift; }
 need NPROC "the number of processes on each machine, usually one per GPU"
-training "$verb" "$@"
+training "$@"
 total=$NPROC machines=(--num_machines 1 --main_process_port 0)
 if [ "${NNODES:-1}" != 1 ]; then
     need NODE_RANK "the number of this machine, from 0"

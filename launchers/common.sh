@@ -88,8 +88,9 @@ driver_command() {
 }
 
 # shellcheck disable=SC2034 # these are for the launchers
-# training VERB ARGS: `process`, what every rank runs, and `variables`, its environment.
+# training [VERB] ARGS: `process`, what every rank runs, VERB by default train, and `variables`, its environment.
 training() {
+    [[ ${1:--} != -* ]] || set -- train "$@"
     process=(distwsss "$@")
     if [[ " $*" != *" --config"* ]]; then
         process+=(--config '<CONFIG>')

@@ -15,10 +15,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verb=train
-[[ ${1:--} == -* ]] || { verb=$1; shift; }
 need NPROC "the number of processes on each machine, usually one per GPU"
-training "$verb" "$@"
+training "$@"
 shutdown_is_fixed deepspeed
 options=(--no_local_rank --num_gpus "$NPROC")
 RDZV_ENDPOINT=${RDZV_ENDPOINT:-$([ "${NNODES:-1}" != 1 ] || echo localhost:29500)}

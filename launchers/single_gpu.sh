@@ -7,9 +7,7 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verb=train
-[[ ${1:--} == -* ]] || { verb=$1; shift; }
-training "$verb" "$@"
+training "$@"
 variables=("${variables[@]:1}") # nobody to share the CPUs with
 [ -z "${OMP_NUM_THREADS:-}" ] || variables+=(OMP_NUM_THREADS="$OMP_NUM_THREADS")
 [ -z "${GPU:-}" ] || variables+=(CUDA_VISIBLE_DEVICES="$GPU")

@@ -9,10 +9,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verb=train
-[[ ${1:--} == -* ]] || { verb=$1; shift; }
 need NPROC "the number of processes, usually one per GPU"
-training "$verb" "$@"
+training "$@"
 torchrun_command --nproc-per-node "$NPROC" --rdzv-backend c10d --rdzv-endpoint localhost:0
 check_and_show
 exec env "${variables[@]}" "${command[@]}"

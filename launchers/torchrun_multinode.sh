@@ -17,12 +17,10 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-verb=train
-[[ ${1:--} == -* ]] || { verb=$1; shift; }
 need NNODES "the number of machines"
 need NPROC "the number of processes on this machine, usually one per GPU"
 need_endpoint
-training "$verb" "$@"
+training "$@"
 meeting=join_timeout=${JOIN_TIMEOUT:-600}
 case ${NODE_RANK:-${SLURM_NODEID:-}} in
     '') ;;

@@ -1,7 +1,7 @@
 """GPUs that `hardware.card` names: memory and peak rates, for `train.estimate`.
 
-Dense rates (no sparsity), in 1e12 operations a second, of products whose sums are float32. Sources: NVIDIA's GA102
-whitepaper (appendix A), the data sheets of A100 80GB and H100 (SXM; dense is half of what they give with sparsity).
+Dense rates (no sparsity), in 1e12 operations a second, of products whose sums are float32, as others quote NVIDIA's
+GA102 whitepaper and its data sheets of A100 80GB and H100 SXM (dense is half of what these give with sparsity).
 """
 
 from __future__ import annotations

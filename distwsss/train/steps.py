@@ -31,11 +31,7 @@ from distwsss.runtime.metrics import append_metrics, read_metrics
 from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
-from distwsss.train.checkpoint import (
-    CheckpointWriter,
-    States,
-    optimizer_states,
-)
+from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
 from distwsss.train.engine import all_sum
 from distwsss.train.heldout import held_out_miou
 from distwsss.train.meter import Meter
@@ -103,9 +99,8 @@ def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal)
         agreed = _agree(run, batches, stop, error or run.writer.failed())
         if agreed.stopping:
             _stop(run, step, agreed.may_save)
-        scales = agreed.scales
         set_lr(run.optimizer, section.lr * lr_factor(step, total, warmup, section))
-        _train_step(run, step, batches, scales)
+        _train_step(run, step, batches, agreed.scales)
         fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
         if (step + 1) % section.log_every == 0 or step + 1 == total:
             line = _log_metrics(run, step + 1)

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,11 @@ class Run:
             [tuple(sample) for rank in range(steps[step][0]["world"]) for sample in steps[step][rank]["samples"]]
             for step in range(len(steps))
         ]
+
+
+def runs_in(folder: Path) -> Callable[..., Run]:
+    """run(name, **settings) -> a `Run` on the shards of `folder`."""
+    return lambda name, **settings: Run(folder, name, settings)
 
 
 def make_shared(folder: Path, **sections: Any) -> Path:

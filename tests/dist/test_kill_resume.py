@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from launching import Run, Start, make_shared
+from launching import Run, Start, make_shared, runs_in
 
 TRAIN = {
     "holdout": 0.0, "head_dropout": 0.3, "backbone": {"norm": "local"},
@@ -22,12 +22,7 @@ TRAIN = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """run(name, **settings) -> a run on shards that all share; loaders are processes of their own."""
-    folder = make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN, hardware={"loader_workers": 1})
-
-    def make(name: str, **settings: object) -> Run:
-        return Run(folder, name, settings)
-
-    return make
+    return runs_in(make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN, hardware={"loader_workers": 1}))
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import merged, tiny_tree
-from dist_run import last_weights, make_shards
+from dist_run import last_weights
+from launching import make_shared
 from safetensors.torch import save
-
-from distwsss.config.load import check_config
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,11 +24,7 @@ TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": "200 steps",
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and the shards to train on."""
-    folder = tmp_path_factory.mktemp("shared")
-    tree = merged(tiny_tree(folder), {"train": TRAIN})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    make_shards(check_config(tree))
-    return folder
+    return make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN)
 
 
 @pytest.fixture

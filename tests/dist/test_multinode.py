@@ -18,12 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
-from conftest import merged, tiny_tree
-from dist_run import last_weights, make_shards
+from dist_run import last_weights
+from launching import make_shared
 from safetensors.torch import save
-
-from distwsss.config.load import check_config
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -102,11 +99,7 @@ def machines(capsys: pytest.CaptureFixture[str]) -> Iterator[list[Machine]]:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and the shards to train on."""
-    folder = tmp_path_factory.mktemp("shared")
-    tree = merged(tiny_tree(folder), {"train": TRAIN})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    make_shards(check_config(tree))
-    return folder
+    return make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN)
 
 
 def train(shared: Path, run: Path) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import Run, Start, make_shared
+from launching import Run, Start, make_shared, runs_in
 from safetensors.torch import load_file
 
 from distwsss.runtime.artifacts import manifest_problems
@@ -32,12 +32,7 @@ TRAIN = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """run(name, **settings) -> a run on shards that all share."""
-    folder = make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN, hardware={"loader_workers": 1})
-
-    def make(name: str, **settings: object) -> Run:
-        return Run(folder, name, settings)
-
-    return make
+    return runs_in(make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN, hardware={"loader_workers": 1}))
 
 
 @pytest.fixture(scope="module")

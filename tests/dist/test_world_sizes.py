@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import Run, Start, make_shared
+from launching import Run, Start, make_shared, runs_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, BATCH, IMAGES = 20, 10, 12
@@ -26,12 +26,7 @@ TRAIN = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """run(name, **settings) -> a run on shards that all share."""
-    folder = make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN)
-
-    def make(name: str, **settings: Any) -> Run:
-        return Run(folder, name, settings)
-
-    return make
+    return runs_in(make_shared(tmp_path_factory.mktemp("shared"), train=TRAIN))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from kept_bytes import kept_storages
 from mask2former_reference import head_shapes
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -182,15 +183,9 @@ def test_checkpointing_keeps_less_and_changes_nothing() -> None:
     model, images = build(drop_path=0.3).train(), torch.randn(1, 3, 96, 96)
 
     def run() -> tuple[int, Tensor]:
-        stored: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         model.zero_grad()
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with kept_storages() as stored:
             features = model.backbone(images).feature_maps
         sum(feature.square().sum() for feature in features).backward()
         return sum(stored.values()), torch.cat([p.grad.flatten() for p in model.backbone.parameters()])

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from kept_bytes import kept_storages
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
@@ -253,15 +254,9 @@ def test_operators_are_well_formed(tau):
 
 def kept_for_backward(loss, logits):
     """Bytes that autograd keeps, without the logits themselves."""
-    kept = {}
-
-    def pack(tensor):
-        if tensor.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr():
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_storages() as kept:
         value = loss(logits)
+    kept.pop(logits.untyped_storage().data_ptr(), None)
     return sum(kept.values()), value
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from kept_bytes import kept_storages
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -145,15 +146,9 @@ def test_only_the_heads_norm_makes_a_gradient_depend_on_the_split() -> None:
 
 def kept(model: nn.Module, images: Tensor) -> tuple[int, Tensor]:
     """Bytes that autograd keeps for backward, and the gradient, with a fixed seed for stochastic depth."""
-    stored: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     model.zero_grad()
     torch.manual_seed(0)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_storages() as stored:
         logits = model(images)
     logits.square().sum().backward()
     return sum(stored.values()), torch.cat([p.grad.flatten() for p in model.parameters()])
