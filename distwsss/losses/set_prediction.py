@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, softplus
 
@@ -96,6 +95,8 @@ def _matches(
     layers: list[tuple[Tensor, Tensor]], present: Tensor, targets: Tensor, grid: Tensor, section: Mask2FormerSection
 ) -> list[tuple[Tensor, Tensor]]:
     """Per layer the matched queries and their targets, min(Q, T) of each. All layers see the same points."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and for this loss only
+
     if len(grid) > section.points:
         chosen = torch.randperm(len(grid), device=grid.device)[: section.points]
         grid, targets = grid[chosen], targets[chosen]

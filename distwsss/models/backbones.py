@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -178,6 +179,14 @@ def group_norms(net: nn.Module) -> None:
                 group = nn.GroupNorm(math.gcd(32, norm.num_features), norm.num_features, norm.eps)
                 group.load_state_dict({key: norm.state_dict()[key] for key in ("weight", "bias")})
                 setattr(module, name, _like(norm, group))
+
+
+def sync_norms(model: nn.Module) -> None:
+    """BatchNorm over all ranks in place of every BatchNorm below `model`, parameters and statistics the same tensors.
+
+    By timm: its BatchNorms carry an activation, which torch's own conversion leaves out.
+    """
+    convert_sync_batchnorm(model)
 
 
 def _like(norm: nn.Module, group: nn.GroupNorm) -> nn.Module:

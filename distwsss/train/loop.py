@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distwsss.config.schema import HardwareSection, duration_to_steps
 from distwsss.data.batches import MicroBatches, read_batches, split_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.models.backbones import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
 from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json, write_pointer
 from distwsss.runtime.progress import log
@@ -160,7 +161,7 @@ def _synchronise_norms(task: Task, accelerator: Accelerator) -> None:
             f"{task.name}: backbone.norm is sync, on {accelerator.device}; allowed there: frozen, local, group"
         )
     if accelerator.num_processes > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
+        sync_norms(task.model)
 
 
 def _finish(run: Run) -> None:

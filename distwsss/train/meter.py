@@ -17,24 +17,26 @@ from distwsss.train.terms import Parts
 class Meter:
     """Sums over the steps since the last log line, over this rank's micro-batches."""
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
     images: int = 0
     steps: int = 0
     start: float = field(default_factory=time.monotonic)
 
     def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        """A tensor stays where it is until `means`: asked for its value, a GPU would have to end the step first."""
+        value = value.detach().double() if isinstance(value, Tensor) else value
+        self.sums[name] = self.sums.get(name, 0.0) + value
 
     def add_parts(self, parts: Parts) -> None:
         for name, (total, count) in parts.items():
-            self.add(f"{name}.sum", total.detach())
+            self.add(f"{name}.sum", total)
             self.add(f"{name}.count", count)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """loss, grad_norm, and of each part its mean and, `set_*` aside, its share of the counted pixels; a
         collective."""
         names = sorted(self.sums)
-        values = torch.tensor([*(self.sums[name] for name in names), self.images], dtype=torch.float64)
+        values = torch.tensor([*(float(self.sums[name]) for name in names), self.images], dtype=torch.float64)
         *sums, images = all_sum(accelerator, values).tolist()
         total = dict(zip(names, sums, strict=True))
         found = {"loss": total.pop("loss") / self.steps}

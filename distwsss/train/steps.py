@@ -172,7 +172,7 @@ def _stop(run: Run, step: int, may_save: bool) -> None:
 def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> None:
     """Forward and backward of every micro-batch, then the optimizer. scales: float32[terms], w / C of each."""
     accelerator, last = run.accelerator, len(batches) - 1
-    finite = True
+    finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
     for micro, batch in enumerate(batches):
         # dropout and drop-path depend on these names only, so nothing about the generator needs saving
         torch.manual_seed(derive_seed(run.seed, step, accelerator.process_index, micro))
@@ -185,12 +185,12 @@ def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> No
             if batch["empty"]:  # a slice without samples: its graph takes part, with nothing to say
                 sums, parts = sums * 0, {}
             loss = (sums * scales).sum()
-            finite = finite and bool(torch.isfinite(loss))
+            finite = finite & torch.isfinite(loss)
             if micro == last:
                 fault_point(f"in-step:{step + 1}:rank{accelerator.process_index}")
                 _check_finite(run, step, batches, finite)
             accelerator.backward(loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
-        run.meter.add("loss", loss.detach())
+        run.meter.add("loss", loss)
         run.meter.add_parts(parts)
         run.meter.images += 0 if batch["empty"] else len(batch["keys"])
     if run.task.optim.clip_grad:  # DeepSpeed has clipped; this asks for the norm
@@ -201,10 +201,9 @@ def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> No
     run.meter.steps += 1
 
 
-def _check_finite(run: Run, step: int, batches: list[Batch], finite: bool) -> None:
+def _check_finite(run: Run, step: int, batches: list[Batch], finite: Tensor) -> None:
     """After the last forward and before the last backward, so that no rank steps on a bad gradient."""
-    bad = all_sum(run.accelerator, torch.tensor([int(not finite)]))
-    if int(bad):
+    if all_sum(run.accelerator, (~finite).long()):
         keys = [] if finite else [key for batch in batches for key in batch["keys"]]
         if run.accelerator.num_processes > 1:
             keys = gather_object(keys)

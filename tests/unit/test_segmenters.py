@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
 from distwsss.data.prepare import prepare
 from distwsss.errors import CheckpointError, ConfigError
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones import Backbone, sync_norms
 from distwsss.models.classifier import Classifier
 from distwsss.models.deeplab import ASPP
 from distwsss.models.export import from_pretrained, save_pretrained
@@ -216,9 +217,25 @@ def test_sync_needs_gpus(tiny, tmp_path: Path) -> None:
         classify(config)
 
 
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "efficientnet_b0"])
+def test_sync_changes_nothing_but_whose_statistics_count(name: str) -> None:
+    """efficientnet's BatchNorms carry activations; outside of training on several GPUs the statistics are one's own."""
+    stride = 8 if name == "tiny" else 16
+    section = BackboneSection(name=name, pretrained=False, output_stride=stride, norm="sync")
+    model, images = Classifier(section, CLASSES, 0.0), torch.randn(2, 3, 64, 64)
+    expected, state = [model.train()(images), model.eval()(images)], model.state_dict(keep_vars=True)
+    sync_norms(model)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert all(value is state[key] for key, value in model.state_dict(keep_vars=True).items())
+    assert torch.equal(model.eval()(images), expected[1])
+    assert torch.equal(model.train()(images), expected[0])
+
+
 def test_sync_is_exported_as_batch_norm(tmp_path: Path) -> None:
     model = Classifier(TINY.model_copy(update={"norm": "sync"}), CLASSES, 0.1).eval()
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    sync_norms(model)
     save_pretrained(model, tmp_path)
     again, images = from_pretrained(tmp_path), torch.randn(1, 3, 32, 32)
     assert type(again.backbone.net.stages[0][1]) is nn.BatchNorm2d
