@@ -18,10 +18,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from distwsss.config.schema import OptimSection
 from distwsss.errors import CheckpointError, RunError
 from distwsss.models.export import load_weights, save_weights
 from distwsss.runtime.artifacts import (
     check_same,
+    free_space_check,
     fresh_folder,
     manifest_problems,
     publish_folder,
@@ -45,6 +47,23 @@ def step_of(folder: Path) -> int:
 def finished_folders(checkpoints: Path) -> list[Path]:
     """Folders named like checkpoints, oldest first; their manifests are not looked at."""
     return sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
+
+
+def check_space(checkpoints: Path, model: nn.Module, section: OptimSection) -> None:
+    """Raises RunError when the disk has no room for what the run will write."""
+    free_space_check(checkpoints, bytes_to_come(checkpoints, model, section), "the checkpoints of a training run")
+
+
+def bytes_to_come(checkpoints: Path, model: nn.Module, section: OptimSection) -> int:
+    """About what the run will write there at most: the newest `keep_last` and the next one, less what is there.
+
+    SGD keeps one state per trained parameter, AdamW two.
+    """
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    one = weights + (2 if section.optimizer == "adamw" else 1) * trained
+    there = sum(path.stat().st_size for folder in finished_folders(checkpoints) for path in folder.iterdir())
+    return max(0, (section.keep_last + 1) * one - there)
 
 
 class CheckpointWriter:

@@ -24,6 +24,7 @@ from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import (
     CheckpointWriter,
     States,
+    check_space,
     drop_optimizer_states,
     load_checkpoint,
     load_optimizer_states,
@@ -115,6 +116,8 @@ def _fit(
     if init_from:
         load_weights(task.model, init_from)
     start, attempt, states = _resume(task, folder / "checkpoints", resume)
+    if accelerator.is_main_process and start < total:
+        check_space(folder / "checkpoints", task.model, section)
     _synchronise_norms(task, accelerator)
     if zero:  # DeepSpeed flattens weights and cannot take channels-last ones
         task.model.to(memory_format=torch.contiguous_format)

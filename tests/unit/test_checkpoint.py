@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from distwsss.config.schema import OptimSection
 from distwsss.errors import CheckpointError, RunError
 from distwsss.runtime.artifacts import write_manifest
 from distwsss.train import checkpoint
 from distwsss.train.checkpoint import (
     CheckpointWriter,
+    bytes_to_come,
     load_checkpoint,
     load_optimizer_states,
     newest_checkpoint,
@@ -122,6 +124,23 @@ def test_other_states_are_refused(states: Any, message: str, tmp_path: Path) -> 
     folder = saved(tmp_path, Network(), states)
     with pytest.raises(CheckpointError, match=rf"optimizer\.pt: found {message}; allowed: states of this run's"):
         load_checkpoint(folder, Network(), {"seed": 1})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_bytes_to_come_are_those_that_checkpoints_take(name: str, tmp_path: Path) -> None:
+    section = OptimSection(optimizer=name, keep_last=3)
+    model = nn.Sequential(nn.Conv2d(64, 256, 3), nn.BatchNorm2d(256), nn.Conv2d(256, 256, 3))
+    model[0].weight.requires_grad_(False)
+    optimizer = OPTIMIZERS[name]([p for p in model.parameters() if p.requires_grad])
+    model(torch.randn(2, 64, 5, 5)).sum().backward()
+    optimizer.step()
+    before = bytes_to_come(tmp_path, model, section)
+    found = write_checkpoint(
+        tmp_path, model.state_dict(), {"of": "a test"}, optimizer_states(model, optimizer), trainer(1), keep_last=3
+    )
+    taken = sum(path.stat().st_size for path in found.iterdir())
+    assert before == pytest.approx(4 * taken, rel=0.02)
+    assert before - bytes_to_come(tmp_path, model, section) == taken
 
 
 def test_what_is_trained_on_meanwhile_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,14 @@ def test_a_half_written_checkpoint_is_none(prepared: Config, tmp_path: Path) -> 
     assert newest_checkpoint(checkpoints) is None
 
 
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(prepared: Config, tmp_path: Path) -> None:
+    task = classifier_task(prepared, 0.1)
+    task.optim = task.optim.model_copy(update={"keep_last": 10**9})
+    with pytest.raises(RunError, match=r"the checkpoints of a training run: needs about .* GB in .*, found .* GB free"):
+        fit(task, prepared.hardware, tmp_path / "a", seed=0)
+    assert not list((tmp_path / "a").glob("checkpoints/*"))
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step(prepared: Config, tmp_path: Path) -> None:
     task = classifier_task(prepared, 0.1)
     healthy, steps = task.sums, []
