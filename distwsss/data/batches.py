@@ -24,6 +24,7 @@ from distwsss.data.shard_reader import read_fields, read_truth
 from distwsss.data.transforms import augment_sample
 from distwsss.errors import DistwsssError, ShardError
 from distwsss.losses.hybrid import sample_complements
+from distwsss.runtime.pool import end_with_parent
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
 Batch = dict[str, Any]  # tensors with a leading batch dimension; `keys`: list[str]; `empty`: bool
@@ -78,11 +79,15 @@ class MicroBatches(Dataset[Batch | Exception]):
 
 
 def _quiet_worker(_: int) -> None:
-    """Signals are for the rank, which saves and then ends its workers; one thread each, as there are several."""
+    """Signals are for the rank, which saves and then ends its workers; one thread each, as there are several.
+
+    torch's own watch over a killed parent looks every 5 s, and so long the other ranks would wait for it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
+    end_with_parent()
 
 
 def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch | Exception]:

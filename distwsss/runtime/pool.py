@@ -1,4 +1,4 @@
-"""Local worker processes. Called by `data` (prepare), `seeds.generate` and `evaluate.postprocess`. Imports no torch."""
+"""Local worker processes. Called by `data`, `seeds.generate` and `evaluate.postprocess`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def spread(
 def spawn_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of `workers` processes that end when this one does, however it ends, and when the block raises."""
     # spawn: a fork of a process whose OpenMP threads run can hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield pool
     except BaseException:
@@ -54,9 +54,17 @@ def spawn_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Workers hold both ends of their queue, so a killed parent leaves them waiting for ever without this."""
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent ends them
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this worker process end at once when its parent is killed.
+
+    Workers hold both ends of their queue, so that a pool's would wait for ever. Those that were forked hold the
+    parent's connections too: its peers would take it for alive.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -49,6 +49,15 @@ def finished_folders(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
 
 
+def remove_unfinished(checkpoints: Path) -> None:
+    """Remove what a killed process was writing; no other one writes there."""
+    for path in checkpoints.glob("*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def check_space(checkpoints: Path, model: nn.Module, section: OptimSection) -> None:
     """Raises RunError when the disk has no room for what the run will write."""
     free_space_check(checkpoints, bytes_to_come(checkpoints, model, section), "the checkpoints of a training run")

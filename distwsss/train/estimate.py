@@ -148,8 +148,8 @@ def _total(cost: StepCost, hardware: HardwareSection) -> int:
 def _largest(stage: Stage, hardware: HardwareSection, card: Card, totals: dict[int, int]) -> int:
     """The largest micro-batch, of at most a rank's share of the global batch, that fits; 0 if one image does not.
 
-    totals: what is known already, by micro-batch. Tried: the share, then what a straight line through two says, then
-    its neighbours.
+    totals: what is known already, by micro-batch: one. Tried: the share, then what a straight line through that and
+    the one known, or one image, says, then its neighbours.
     """
     share, usable = -(-stage.optim.global_batch // hardware.cards), USABLE * card.memory * GIB
 
@@ -158,12 +158,14 @@ def _largest(stage: Stage, hardware: HardwareSection, card: Card, totals: dict[i
             totals[micro] = _total(_cost(stage, hardware, micro), hardware)
         return totals[micro] <= usable
 
+    known = max(totals, default=1)
     if fits(share):
         return share
-    if not fits(1):
+    small = known if known < share and fits(known) else 1
+    if not fits(small):
         return 0
-    slope = (totals[share] - totals[1]) / (share - 1)
-    largest = min(share - 1, 1 + int((usable - totals[1]) / slope))
+    slope = (totals[share] - totals[small]) / (share - small)
+    largest = min(share - 1, small + int((usable - totals[small]) / slope))
     while not fits(largest):
         largest -= 1
     while largest + 1 < share and fits(largest + 1):

@@ -29,6 +29,7 @@ from distwsss.train.checkpoint import (
     load_checkpoint,
     load_optimizer_states,
     newest_checkpoint,
+    remove_unfinished,
 )
 from distwsss.train.engine import all_sum, autocast_dtype, end_trackers, launched, make_accelerator
 from distwsss.train.oom import oom_advice
@@ -117,6 +118,7 @@ def _fit(
         load_weights(task.model, init_from)
     start, attempt, states = _resume(task, folder / "checkpoints", resume)
     if accelerator.is_main_process and start < total:
+        remove_unfinished(folder / "checkpoints")
         check_space(folder / "checkpoints", task.model, section)
     _synchronise_norms(task, accelerator)
     if zero:  # DeepSpeed flattens weights and cannot take channels-last ones

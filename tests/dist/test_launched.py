@@ -1,4 +1,4 @@
-"""Launchers with real processes: the same weights whoever starts the ranks, restarts, and signals."""
+"""Launchers with real processes: the same weights whoever starts the ranks, and signals."""
 
 from __future__ import annotations
 
@@ -96,19 +96,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert log.read_text().count("= 2 rank(s)") == 2
     assert attempts(run) == [0, 1]
     assert save(last_weights(run)) == undisturbed
-
-
-def test_ranks_are_restarted_three_times(
-    launch: Callable[..., subprocess.Popen[str]], undisturbed: bytes, tmp_path: Path
-) -> None:
-    """Rank 1 kills itself at the same step three times; three restarts in a row show that none meets a dead address."""
-    faults = {"DISTWSSS_ENABLE_FAULTS": "1", "DISTWSSS_FAULT": "after-step:30:rank1", "DISTWSSS_FAULT_TIMES": "3"}
-    faults["DISTWSSS_FAULT_LOG"] = str(tmp_path / "faults")
-    launcher = launch("torchrun_local.sh", tmp_path / "run", MAX_RESTARTS="3", **faults)
-    assert launcher.wait(timeout=200) == 0, (tmp_path / "run.log").read_text()
-    assert len((tmp_path / "faults").read_text().splitlines()) == 4
-    assert attempts(tmp_path / "run") == [0, 1]
-    assert save(last_weights(tmp_path / "run")) == undisturbed
 
 
 @pytest.mark.parametrize("name", ["accelerate.sh", "deepspeed.sh"])

@@ -246,7 +246,9 @@ def test_largest_micro_batch_is_the_one_found_by_trying_all(gib: float) -> None:
         totals[micro] = sum(_memory(cost, hardware).values())
     card = Card("small", CONTEXT_GIB / USABLE + gib / 100, {})
     fitting = [micro for micro, total in totals.items() if total <= USABLE * card.memory * GIB]
-    assert _largest(stage, hardware, card, {}) == max(fitting, default=0)
+    for known in (None, 1, 3, 6, 12):
+        before = {known: totals[known]} if known else {}
+        assert _largest(stage, hardware, card, before) == max(fitting, default=0)
 
 
 def test_ddp_keeps_gradients_once_more() -> None:

@@ -172,7 +172,12 @@ def test_damaged_newest_falls_back_and_all_damaged_refuses(tiny, tmp_path: Path,
 def test_a_half_written_checkpoint_is_none(prepared: Config, tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "step-00000009.tmp").mkdir(parents=True)
+    (checkpoints / "step-00000009.tmp/optimizer.pt").write_bytes(b"half")
+    (checkpoints / ".LAST.1234.tmp").write_bytes(b"step-")
     assert newest_checkpoint(checkpoints) is None
+    fit(classifier_task(prepared, 0.1), prepared.hardware, tmp_path, seed=0)
+    assert not list(checkpoints.glob("*.tmp"))
+    assert newest_checkpoint(checkpoints) == checkpoints / "step-00000004"
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(prepared: Config, tmp_path: Path) -> None:
