@@ -59,8 +59,8 @@ def add_view(
         per_row = max(
             per_row, scaled[0] * scaled[1] // size[0]
         )  # the windows' mean is the larger one at scales above 1
-    rows = resized_rows(rows, height, size, align_corners, source.device)
     classes = source.shape[1]
+    rows = resized_rows(rows, classes, height, size, align_corners, source.device)
     if total is None:
         total = torch.zeros((classes, *size), device=source.device)
     for band in bands(size[0], classes * per_row):
@@ -79,10 +79,12 @@ def whole_rows(logits: Tensor) -> Rows:
     return lambda first, last: logits[:, :, first:last].float()
 
 
-def resized_rows(rows: Rows, height: int, size: tuple[int, int], align_corners: bool, device: torch.device) -> Rows:
+def resized_rows(
+    rows: Rows, classes: int, height: int, size: tuple[int, int], align_corners: bool, device: torch.device
+) -> Rows:
     """Rows of `interpolate(X, size, mode="bilinear", align_corners=align_corners)`, `rows` being those of X, `height`
     of them: along the rows by `interpolate`, then between the two rows that a row of the result lies between."""
-    lower, upper, weight = _neighbours(height, size[0], align_corners, device)
+    lower, upper, weight = _neighbours(classes, height, size[0], align_corners, device)
     first_of, last_of = lower.tolist(), upper.tolist()
 
     def resized(start: int, stop: int) -> Tensor:
@@ -94,14 +96,18 @@ def resized_rows(rows: Rows, height: int, size: tuple[int, int], align_corners: 
     return resized
 
 
-def _neighbours(height: int, size: int, align_corners: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(
+    classes: int, height: int, size: int, align_corners: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each of `size` rows: the two of `height` rows between which it lies, and the weight of the second.
 
     Both are `interpolate`'s own, roundings included, read off what it makes of rows whose number leaves 0, 1 or 2 when
-    divided by 3: its weights, in float32, hang on the last bits of its coordinates.
+    divided by 3: its weights, in float32, hang on the last bits of its coordinates. So many `classes` as X has: on one
+    thread of a CPU three channels, as those of a picture, have other roundings than any other number.
     """
     thirds = torch.eye(3, device=device)[:, torch.arange(height, device=device) % 3]
-    seen = interpolate(thirds[None, :, :, None], (size, 1), mode="bilinear", align_corners=align_corners)[0, :, :, 0]
+    channels = thirds[:, None, :, None].repeat(1, classes, 1, 1)
+    seen = interpolate(channels, (size, 1), mode="bilinear", align_corners=align_corners)[:, 0, :, 0]
     places = torch.arange(size, device=device, dtype=torch.float32)
     if align_corners:
         places = places * ((height - 1) / max(size - 1, 1))
@@ -116,7 +122,9 @@ def _neighbours(height: int, size: int, align_corners: bool, device: torch.devic
 def mean_rows(parts: list[Part], width: int, align_corners: bool) -> Rows:
     """Rows of the scaled image's logits: each window's at its own size, summed, divided by how many cover a pixel."""
     strips = [
-        resized_rows(whole_rows(logits), logits.shape[2], (height, across), align_corners, logits.device)
+        resized_rows(
+            whole_rows(logits), logits.shape[1], logits.shape[2], (height, across), align_corners, logits.device
+        )
         for _, _, height, across, logits in parts
     ]
 

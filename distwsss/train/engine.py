@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor
 
@@ -140,6 +140,11 @@ def _check_environment(hardware: HardwareSection, accumulation: int, on_cpu: boo
     if problems:
         what = "accelerate launch and the configuration contradict each other; set one of each pair to the other"
         raise ConfigError(report_problems(what, problems))
+    _remove_deepspeed_variables()
+
+
+def _remove_deepspeed_variables() -> None:
+    """What the launcher or Accelerate itself has set of DeepSpeed."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]:
         del os.environ[name]
 
@@ -177,6 +182,11 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     return values
 
 
-def end_trackers(accelerator: Accelerator) -> None:
-    with suppress(AttributeError):  # without trackers there is nothing to end
-        accelerator.end_training()
+def end_accelerator(accelerator: Accelerator) -> None:
+    """End the trackers and let go of what was trained, so that this process may train the next (`classify` does):
+    Accelerate's own `end_training` would end the process group, and a second DeepSpeed plugin is refused."""
+    for tracker in getattr(accelerator, "trackers", []):
+        tracker.finish()
+    accelerator.free_memory()
+    AcceleratorState._reset_state()
+    _remove_deepspeed_variables()

@@ -31,7 +31,7 @@ from distwsss.train.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
-from distwsss.train.engine import all_sum, autocast_dtype, end_trackers, launched, make_accelerator
+from distwsss.train.engine import all_sum, autocast_dtype, end_accelerator, launched, make_accelerator
 from distwsss.train.oom import oom_advice
 from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
@@ -151,7 +151,7 @@ def _fit(
         if run.main():
             _finish(run)
         stopping = bool(all_sum(accelerator, torch.tensor([int(stop.asked)])))
-    end_trackers(accelerator)
+    end_accelerator(accelerator)
     if stopping:  # during the last step or after it: this run is complete, what would follow is not wanted
         raise KeyboardInterrupt
     return run.checkpoint(total)

@@ -85,12 +85,13 @@ class Start:
 
 @dataclass
 class Run:
-    """A run folder below `folder`, trained on what `folder` holds."""
+    """A run folder below `folder`, trained on what `folder` holds; `verb`: train or classify."""
 
     folder: Path
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     log: str = ""
+    verb: str = "train"
 
     @property
     def train(self) -> Path:
@@ -107,7 +108,7 @@ class Run:
         environment["RANK1_ARGUMENTS"] = json.dumps(start.rank1)
         wanted = {"paths.run": self.folder / self.name, **self.settings, **settings}
         sets = [part for key, value in wanted.items() for part in ("--set", f"{key}={value}")]
-        command += [str(RANK), "train", "--config", str(self.folder / "tiny.yaml"), *sets]
+        command += [str(RANK), self.verb, "--config", str(self.folder / "tiny.yaml"), *sets]
         if "hardware.deepspeed" in wanted:
             compile_deepspeed()
         self.record.mkdir(parents=True, exist_ok=True)

@@ -148,3 +148,19 @@ def test_ddp_goes_on_where_zero_was_killed(run: Make, finished: Callable[[str, s
     wanted = finished("adamw", None)
     check_same_steps(found, wanted)
     torch.testing.assert_close(weights(found), weights(wanted), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "accelerate"])
+def test_one_process_trains_a_classifier_after_the_other(run: Make, launcher: str) -> None:
+    """Each with a DeepSpeed plugin and trackers of its own, in the process group of the first."""
+    folder = run("classified", "sgd").folder
+    settings = {"hardware.trackers": "[tensorboard]"}
+    wanted = Run(folder, f"ddp-{launcher}", settings, verb="classify")
+    found = Run(folder, f"zero3-{launcher}", {**settings, "hardware.deepspeed": "zero3"}, verb="classify")
+    for each, start in ((wanted, Start()), (found, Start(launcher))):
+        assert each(start) == 0, each.log
+    for dropout in ("0.10", "0.30"):
+        folders = [folder / each.name / "classify" / dropout for each in (found, wanted)]
+        assert all(list(each.rglob("events.out.tfevents.*")) for each in folders)
+        ours, theirs = (load_file(each / "checkpoints/step-00000004/model.safetensors") for each in folders)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

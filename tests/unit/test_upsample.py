@@ -96,10 +96,13 @@ def test_bands_equal_the_formula(
         ((131, 7), (60, 3)),
     ],
 )
-def test_rows_are_those_of_interpolate(source: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
-    logits = torch.rand(1, 2, *source, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("classes", [2, 3, 21])
+def test_rows_are_those_of_interpolate(
+    source: tuple[int, int], size: tuple[int, int], align_corners: bool, classes: int
+) -> None:
+    logits = torch.rand(1, classes, *source, generator=torch.Generator().manual_seed(1))
     wanted = interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-    rows = resized_rows(whole_rows(logits), source[0], size, align_corners, torch.device("cpu"))
+    rows = resized_rows(whole_rows(logits), classes, source[0], size, align_corners, torch.device("cpu"))
     for step in (1, 3, size[0]):
         found = [rows(start, min(start + step, size[0])) for start in range(0, size[0], step)]
         torch.testing.assert_close(torch.cat(found, dim=2), wanted, atol=2e-7, rtol=0)
@@ -112,7 +115,7 @@ def test_rows_of_any_two_heights(align_corners: bool) -> None:
     for height, size in [[257, 865], [257, 1021], [65, 231], *drawn]:
         logits = torch.rand(1, 1, height, 1, generator=torch.Generator().manual_seed(height))
         wanted = interpolate(logits, (size, 1), mode="bilinear", align_corners=align_corners)
-        found = resized_rows(whole_rows(logits), height, (size, 1), align_corners, torch.device("cpu"))(0, size)
+        found = resized_rows(whole_rows(logits), 1, height, (size, 1), align_corners, torch.device("cpu"))(0, size)
         torch.testing.assert_close(found, wanted, atol=2e-7, rtol=0, msg=f"{height} to {size}")
 
 
