@@ -30,9 +30,9 @@ TRAIN = {  # steps so small that differences of rounding stay small
 MEASURED = """
 import sys, torch
 from distwsss.cli import main
-fraction = float(sys.argv.pop(1))
-if fraction:
-    torch.cuda.set_per_process_memory_fraction(fraction)
+limit = int(sys.argv.pop(1))
+if limit:
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
 code = main(sys.argv[1:])
 print(torch.cuda.max_memory_allocated())
 sys.exit(code)
@@ -116,8 +116,9 @@ def test_zero_on_one_gpu(labelled: Callable[..., list[str]], on_cpu: dict[int, f
     assert losses(arguments) == pytest.approx(on_cpu, rel=1e-3)
 
 
-def measured(arguments: list[str], fraction: float = 0.0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", MEASURED, str(fraction), *arguments]
+def measured(arguments: list[str], limit: int = 0) -> subprocess.CompletedProcess[str]:
+    """The finished process; limit: bytes that torch may take, 0 for all."""
+    command = [sys.executable, "-c", MEASURED, str(limit), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -149,7 +150,9 @@ def test_the_peak_of_memory_is_the_estimated_one(tmp_path: Path, recomputes: boo
 
 
 def test_out_of_memory_says_what_to_change(labelled: Callable[..., list[str]]) -> None:
-    done = measured(labelled("out"), fraction=2e-5)
+    """Weights and states fit into the limit, the first convolution's 12 x 24 x 256 x 256 float32 do not."""
+    crop = ["--set", "train.augment.crop=512", "--set", "train.optim.global_batch=12"]
+    done = measured([*labelled("out"), *crop], limit=64 << 20)
     assert done.returncode == 1
     places = [done.stderr.find(key) for key in ("hardware.micro_batch", "activation_checkpointing", "mixed_precision")]
     assert -1 < places[0] < places[1] < places[2], done.stderr
