@@ -9,15 +9,32 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPT = """
+import pytest
+
+POOL = """
 import os, time
 from distwsss.runtime.pool import spawn_pool
 if __name__ == "__main__":
     with spawn_pool(2) as pool:
         futures = [pool.submit(os.getpid) for _ in range(8)]
-        print(*{future.result() for future in futures}, flush=True)
+        found = sorted(future.result() for future in futures)
+        print(found[0], found[-1], sep="\\n", flush=True)
         pool.submit(time.sleep, 600)  # one worker is busy, the other idle
         time.sleep(600)
+"""
+# both workers are busy loading, where torch's own watch over the parent does not look
+LOADER = """
+import os, time
+from torch.utils.data import Dataset
+from distwsss.data.batches import Split, read_batches
+class Slow(Dataset):
+    split = Split(0, 1, 1, 1)
+    def __len__(self):
+        return 9
+    def __getitem__(self, item):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+list(read_batches(Slow(), 0, 2))
 """
 
 
@@ -29,13 +46,13 @@ def _alive(pid: int) -> bool:
     return state != "Z"  # a zombie has ended
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "pool.py"
-    script.write_text(SCRIPT)
+@pytest.mark.parametrize("text", [POOL, LOADER], ids=["pool", "loader"])
+def test_workers_end_when_their_parent_is_killed(text: str, tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(text)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
-        workers = [int(pid) for pid in driver.stdout.readline().split()]
-        assert workers
+        workers = [int(driver.stdout.readline()) for _ in range(2)]
         assert all(_alive(pid) for pid in workers)
         os.kill(driver.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
