@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import torch
+
 from distwsss.errors import DistwsssError, RunError
 from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.stop import StopSignal
@@ -96,10 +98,13 @@ class FirstError:
 
 
 def is_collective_failure(error: BaseException) -> bool:
-    """Whether `error` came from talking to the other ranks: gloo's and NCCL's are RuntimeErrors with such texts."""
+    """Whether `error` came from talking to the other ranks: torch's own where they meet (`DistError`), and of
+    collectives RuntimeErrors with texts of gloo's and NCCL's."""
     text = str(error).lower()
     signs = ("gloo", "nccl", "timed out", "connection closed", "connection reset", "process group", "collective")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
 
 
 def no_answer(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Every damage of a shard is found by `distwsss verify`, and by training before its first step, as real processes.
 
-One shard of each damage, of one image each; a plain WebDataset reader notices half of them.
+One shard of each damage, of one image each. A plain WebDataset reader says nothing of most of them.
 """
 
 from __future__ import annotations

@@ -126,6 +126,22 @@ def test_hung_ranks_leave_stacks_and_the_restarted_run_completes(run: Callable[.
     assert found.weights() == undisturbed.weights()
 
 
+@pytest.mark.parametrize("zero", [None, "zero3"])
+def test_no_room_for_the_checkpoints_ends_all_ranks_before_the_first_step(
+    run: Callable[..., Run], zero: str | None
+) -> None:
+    """Rank 0 alone looks, while the others wait for it in a collective."""
+    settings = {"hardware.deepspeed": zero} if zero else {}
+    found = run(f"room-{zero}", **{"train.optim.keep_last": 10**9, "hardware.timeout_seconds": 600, **settings})
+    assert found(Start()) == 1, found.log
+    message = found.exit()["message"]
+    assert found.exit()["code"] == 1
+    assert message.startswith("the checkpoints of a training run: needs about "), message
+    assert "]: Traceback" not in found.log  # torchrun's own has no [rankN]
+    assert f"another rank ended the run: rank 0: {message}" in found.log
+    assert not list(found.train.glob("checkpoints/*"))
+
+
 def test_a_disk_without_room_for_a_checkpoint(run: Callable[..., Run], undisturbed: Run) -> None:
     """Files may grow no further than some bytes, first fewer than the optimizer's states, then than the weights."""
     sizes = {path.name: path.stat().st_size for path in (undisturbed.train / "checkpoints/step-00000006").iterdir()}

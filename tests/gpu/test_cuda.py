@@ -41,7 +41,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """labelled(**sections) -> arguments of `train` on pseudo-labels that the CPU made."""
+    """labelled(name, device, **hardware) -> arguments of `train`, run `name`, on pseudo-labels that the CPU made."""
     folder = tmp_path_factory.mktemp("labelled")
 
     def write(name: str, **sections: Any) -> Path:
