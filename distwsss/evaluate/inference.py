@@ -14,7 +14,7 @@ from distwsss.config.schema import Config
 from distwsss.errors import CheckpointError, ConfigError
 from distwsss.evaluate.upsample import Part, add_view, bands, window_starts
 from distwsss.losses.hybrid import constrained_log_softmax
-from distwsss.models.backbones import normalise
+from distwsss.models.backbones.build import normalise
 from distwsss.models.export import from_pretrained, verified_checkpoint
 from distwsss.models.segmenters import SEGMENTERS
 from distwsss.runtime.artifacts import read_pointer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
 
 
 class Classifier(nn.Module):

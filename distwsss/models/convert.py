@@ -11,10 +11,10 @@ from torch import Tensor
 
 from distwsss.config.schema import FROM_FILE, BackboneSection, TrainSection
 from distwsss.errors import ConfigError
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.weight_files import read_weights, weights_file
-from distwsss.models.weights import Tensors, fitted
+from distwsss.models.weights.backbone import Tensors, fitted
+from distwsss.models.weights.files import read_weights, weights_file
 from distwsss.runtime.artifacts import sha256_file, write_bytes
 
 SUFFIX = ".safetensors"

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
+from distwsss.models.backbones.resnet_caffe import output_side
 from distwsss.models.deeplab import ASPP
-from distwsss.models.resnet_caffe import output_side
 
 SCALES = (0.5, 0.75)  # beside 1
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection
-from distwsss.models.backbones import Backbone, group_norms
+from distwsss.models.backbones.build import Backbone, group_norms
 from distwsss.models.deeplab import ASPP_RATES
 
 WIDTHS = {"largefov": 512, "aspp": 256}

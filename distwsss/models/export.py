@@ -19,7 +19,7 @@ from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
-from distwsss.models.weights import load_exactly
+from distwsss.models.weights.backbone import load_exactly
 from distwsss.runtime.artifacts import manifest_problems, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

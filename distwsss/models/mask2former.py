@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection, Mask2FormerSection
-from distwsss.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from distwsss.models.transformer_backbones import checkpoint_blocks, described, drop_both_branches, prepare
+from distwsss.models.backbones.build import IMAGENET_MEAN, IMAGENET_STD
+from distwsss.models.backbones.transformers import checkpoint_blocks, described, drop_both_branches, prepare
 
 # width of the first stage, blocks and heads per stage, side of a window
 SWIN: dict[str, tuple[int, list[int], list[int], int]] = {

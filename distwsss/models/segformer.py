@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
-from distwsss.models.backbones import IMAGENET_MEAN, IMAGENET_STD, group_norms
-from distwsss.models.transformer_backbones import checkpoint_blocks, described, prepare
+from distwsss.models.backbones.build import IMAGENET_MEAN, IMAGENET_STD, group_norms
+from distwsss.models.backbones.transformers import checkpoint_blocks, described, prepare
 
 DEPTHS = {
     "mit_b0": [2, 2, 2, 2], "mit_b1": [2, 2, 2, 2], "mit_b2": [3, 4, 6, 3], "mit_b3": [3, 4, 18, 3],

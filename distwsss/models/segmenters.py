@@ -20,8 +20,8 @@ from distwsss.models.deeplab import DeepLab
 from distwsss.models.deeplab_classic import ClassicDeepLab
 from distwsss.models.deeplab_codebase import WIDTHS, CodebaseDeepLab
 from distwsss.models.mask2former import Mask2Former
-from distwsss.models.network_weights import load_network
 from distwsss.models.segformer import SegFormer
+from distwsss.models.weights.network import load_network
 
 # kind -> constructor, called as SEGMENTERS[kind](backbone=..., classes=..., **options)
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {

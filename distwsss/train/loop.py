@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distwsss.config.schema import HardwareSection, duration_to_steps
 from distwsss.data.batches import MicroBatches, read_batches, split_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
-from distwsss.models.backbones import sync_norms
+from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
 from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json, write_pointer
 from distwsss.runtime.progress import log

@@ -24,8 +24,8 @@ from distwsss.data.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier
-from distwsss.models.network_weights import weights_origin, weights_read
 from distwsss.models.segmenters import build_segmenter
+from distwsss.models.weights.network import weights_origin, weights_read
 from distwsss.runtime.seeding import derive_seed
 from distwsss.train.terms import Parts, segmenter_terms
 

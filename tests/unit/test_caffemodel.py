@@ -15,11 +15,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError
-from distwsss.models.backbones import Backbone
-from distwsss.models.caffe_names import deeplab_names
-from distwsss.models.caffemodel import read_caffemodel
-from distwsss.models.resnet_caffe import CaffeResNet101
-from distwsss.models.weights import load_file_into
+from distwsss.models.backbones.build import Backbone
+from distwsss.models.backbones.resnet_caffe import CaffeResNet101
+from distwsss.models.weights.backbone import load_file_into
+from distwsss.models.weights.caffe_names import deeplab_names
+from distwsss.models.weights.caffemodel import read_caffemodel
 
 FIELDS = {  # caffe.proto, the part of it that holds weights: (name, number, type, repeated, packed)
     "BlobShape": [("dim", 1, "int64", True, True)],

@@ -23,11 +23,11 @@ from torchvision.models import ResNet101_Weights
 from torchvision.ops.misc import Conv2dNormActivation
 
 from distwsss.config.schema import BackboneSection, OptimSection, TrainSection
-from distwsss.models.backbones import Backbone, normalise
+from distwsss.models.backbones.build import Backbone, normalise
+from distwsss.models.backbones.resnet_caffe import CaffeResNet101
 from distwsss.models.deeplab_classic import ClassicDeepLab
 from distwsss.models.deeplab_codebase import CodebaseDeepLab, Norm
 from distwsss.models.export import from_pretrained, save_pretrained
-from distwsss.models.resnet_caffe import CaffeResNet101
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.optim import parameter_groups
 

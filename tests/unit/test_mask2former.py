@@ -21,7 +21,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
 from distwsss.models.mask2former import Mask2Former, SetOutputs, semantic_logits, semantic_map
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.transformer_names import mask2former_tensors
+from distwsss.models.weights.transformer_names import mask2former_tensors
 from distwsss.train.terms import segmenter_terms
 
 SMALL = {"hidden": 32, "feedforward": 64, "queries": 5, "encoder_layers": 1, "decoder_layers": 2, "points": 100_000}

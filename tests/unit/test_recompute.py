@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.errors import ConfigError
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.loop import fit

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection, ClassifySection, OptimSection
 from distwsss.errors import CheckpointError
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
+from distwsss.models.backbones.resnet38 import ResNet38
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import from_pretrained, save_pretrained
-from distwsss.models.resnet38 import ResNet38
-from distwsss.models.weights import load_file_into, resnet38_name
+from distwsss.models.weights.backbone import load_file_into, resnet38_name
 from distwsss.train.optim import build_optimizer, lr_factor, parameter_groups, set_lr
 
 CLASSES = ["background", "cat", "dog"]

@@ -18,7 +18,7 @@ from torch.nn.functional import batch_norm, conv2d, interpolate, linear
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.errors import ConfigError
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.transformer_names import mit_tensors
+from distwsss.models.weights.transformer_names import mit_tensors
 
 # Xie et al. 2021 (arXiv 2105.15203), Table 1: parameters for ADE20K's 150 classes, in millions
 PUBLISHED = {"mit_b0": 3.8, "mit_b1": 13.7, "mit_b2": 27.5, "mit_b3": 47.3, "mit_b4": 64.1, "mit_b5": 84.7}

@@ -14,12 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
 from distwsss.data.prepare import prepare
 from distwsss.errors import CheckpointError, ConfigError
-from distwsss.models.backbones import Backbone, sync_norms
+from distwsss.models.backbones.build import Backbone, sync_norms
 from distwsss.models.classifier import Classifier
 from distwsss.models.deeplab import ASPP
 from distwsss.models.export import from_pretrained, save_pretrained
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.weights import lite_file
+from distwsss.models.weights.backbone import lite_file
 from distwsss.train.stages import classify
 
 CLASSES = ["background", "cat", "dog"]

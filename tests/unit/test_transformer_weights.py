@@ -31,10 +31,10 @@ from torch.nn.functional import layer_norm
 from distwsss.config.schema import BackboneSection, Mask2FormerSection, TrainSection
 from distwsss.errors import CheckpointError
 from distwsss.models.export import save_pretrained
-from distwsss.models.network_weights import weights_read
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.weight_files import read_weights
-from distwsss.models.weights import load_file_into
+from distwsss.models.weights.backbone import load_file_into
+from distwsss.models.weights.files import read_weights
+from distwsss.models.weights.network import weights_read
 
 SIZES = {"hidden": 32, "feedforward": 64, "queries": 5, "encoder_layers": 2, "decoder_layers": 4}
 CLASSES = ["background", "cat", "dog"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from distwsss.cli import main
 from distwsss.config.schema import BackboneSection, TrainSection
 from distwsss.errors import CheckpointError, ConfigError
-from distwsss.models.backbones import Backbone
+from distwsss.models.backbones.build import Backbone
 from distwsss.models.convert import convert_weights
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.stages import classify

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
-from distwsss.models.recompute import recompute, residual_blocks
-from distwsss.models.resnet38 import ResNet38
-from distwsss.models.resnet_caffe import CaffeResNet101
-from distwsss.models.weights import load_file_into, load_lite
+from distwsss.models.backbones.recompute import recompute, residual_blocks
+from distwsss.models.backbones.resnet38 import ResNet38
+from distwsss.models.backbones.resnet_caffe import CaffeResNet101
+from distwsss.models.weights.backbone import load_file_into, load_lite
 
 LITE = "tf_efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distwsss.errors import CheckpointError
-from distwsss.models.weight_files import FOLDER_FILES
+from distwsss.models.weights.files import FOLDER_FILES
 
 # backbone -> repository with its ImageNet weights, those that published runs start from
 REPOSITORIES = {

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import ConfigError
-from distwsss.models.hub import hub_folder
-from distwsss.models.weights import load_file_into
+from distwsss.models.weights.backbone import load_file_into
+from distwsss.models.weights.hub import hub_folder
 
 
 def prepare(backbone: nn.Module, section: BackboneSection) -> None:

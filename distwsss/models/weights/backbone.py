@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.errors import CheckpointError, report_problems
-from distwsss.models.caffe_names import deeplab_names
-from distwsss.models.transformer_names import BEYOND, mit_tensors, swin_tensors
-from distwsss.models.weight_files import read_weights
+from distwsss.models.weights.caffe_names import deeplab_names
+from distwsss.models.weights.files import read_weights
+from distwsss.models.weights.transformer_names import BEYOND, mit_tensors, swin_tensors
 from distwsss.runtime.progress import log
 
 Tensors = dict[str, Tensor]

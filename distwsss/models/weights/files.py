@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distwsss.errors import CheckpointError
-from distwsss.models.caffemodel import read_caffemodel
-from distwsss.models.mxnet_params import read_mxnet
-from distwsss.models.pickles import read_pickle
+from distwsss.models.weights.caffemodel import read_caffemodel
+from distwsss.models.weights.mxnet_params import read_mxnet
+from distwsss.models.weights.pickles import read_pickle
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of the hub holds, the first one found

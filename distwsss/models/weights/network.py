@@ -9,11 +9,11 @@ from torch import nn
 
 from distwsss.config.schema import BackboneSection
 from distwsss.errors import CheckpointError
-from distwsss.models.caffe_names import network_names
-from distwsss.models.hub import REPOSITORIES, hub_folder
-from distwsss.models.transformer_names import mask2former_tensors, segformer_tensors
-from distwsss.models.weight_files import read_weights, weights_file
-from distwsss.models.weights import LITE_PACKAGE, Rename, beyond_network, left_out, load_exactly
+from distwsss.models.weights.backbone import LITE_PACKAGE, Rename, beyond_network, left_out, load_exactly
+from distwsss.models.weights.caffe_names import network_names
+from distwsss.models.weights.files import read_weights, weights_file
+from distwsss.models.weights.hub import REPOSITORIES, hub_folder
+from distwsss.models.weights.transformer_names import mask2former_tensors, segformer_tensors
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
 

@@ -1,0 +1,1 @@
+"""Feature extractors that the classifier and the segmenters share."""
