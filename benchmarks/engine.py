@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from distwsss.config import Config
 from distwsss.config.load import check_config
-from distwsss.data.batches import Batch, MicroBatches, read_batches, split_batch
+from distwsss.data.batches.loader import Batch, MicroBatches, read_batches, split_batch
+from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.transforms import augment_sample
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.losses.hybrid import hybrid_loss, sample_complements
 from distwsss.runtime.progress import setup_logging
 from distwsss.runtime.stop import StopSignal

@@ -26,9 +26,9 @@ import yaml
 
 from distwsss.config.schema import BackboneSection, DataSection
 from distwsss.data.images import decode_image
-from distwsss.data.shard_format import key_from_name
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.voc import list_voc
+from distwsss.data.shards.format import key_from_name
+from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.data.sources.voc import list_voc
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import save_pretrained
 from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer

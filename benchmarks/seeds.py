@@ -35,8 +35,8 @@ from pydensecrf.utils import unary_from_softmax
 
 from distwsss.config.schema import CRF_PARAMS, DataSection, SeedsSection
 from distwsss.data.images import decode_image, encode_clean, encode_gray, encode_palette
-from distwsss.data.shard_writer import shard_bytes
-from distwsss.data.voc import list_voc
+from distwsss.data.shards.writer import shard_bytes
+from distwsss.data.sources.voc import list_voc
 from distwsss.runtime.pool import spawn_pool
 from distwsss.seeds import crf
 from distwsss.seeds.cam import cam_to_full, probabilities

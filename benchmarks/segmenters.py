@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distwsss.config import Config, load_config
-from distwsss.data.listing import tuning_keys
-from distwsss.data.shard_index import images_dir, load_index
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.sources.listing import tuning_keys
 from distwsss.evaluate.label_stats import seed_quality
 from distwsss.runtime.progress import setup_logging
 

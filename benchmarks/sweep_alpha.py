@@ -20,9 +20,9 @@ import torch
 
 from distwsss.config import Config, load_config
 from distwsss.data.images import decode_image
-from distwsss.data.listing import tuning_keys
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import read_fields, read_truth
+from distwsss.data.sources.listing import tuning_keys
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.evaluate.postprocess import bounded_pool
 from distwsss.models.export import from_pretrained

@@ -55,8 +55,8 @@ def _seeds(config: Config, arguments: Arguments) -> None:
 
 
 def _stats(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.listing import tuning_keys
-    from distwsss.data.shard_index import images_dir, load_index
+    from distwsss.data.shards.index import images_dir, load_index
+    from distwsss.data.sources.listing import tuning_keys
     from distwsss.evaluate.label_stats import print_quality, seed_quality
 
     _single_process("stats")
@@ -83,7 +83,7 @@ def _train(config: Config, arguments: Arguments) -> None:
 
 
 def _evaluate(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.shard_index import images_dir
+    from distwsss.data.shards.index import images_dir
     from distwsss.evaluate.evaluate import evaluate
     from distwsss.train.engine import make_accelerator
 
@@ -248,7 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _verify(arguments: Arguments) -> None:
-    from distwsss.data.verify import verify
+    from distwsss.data.shards.verify import verify
 
     if bool(arguments.path) == bool(arguments.config):
         found = "both PATH and --config" if arguments.path else "neither PATH nor --config"

@@ -10,7 +10,7 @@ import numpy as np
 
 from distwsss.config.schema import DataSection
 from distwsss.data.images import decode_image
-from distwsss.data.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
+from distwsss.data.sources.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
 from distwsss.errors import DataError
 from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import track

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.data.images import decode_image, encode_jpeg, encode_palette, jpeg_mode
-from distwsss.data.listing import Item, MaskSource, item_key, mask_digest, read_mask, read_source
-from distwsss.data.shard_stage import Packed, ShardStage
-from distwsss.data.shard_writer import shard_bytes
+from distwsss.data.shards.stage import Packed, ShardStage
+from distwsss.data.shards.writer import shard_bytes
+from distwsss.data.sources.listing import Item, MaskSource, item_key, mask_digest, read_mask, read_source
 from distwsss.runtime.artifacts import fingerprint, sha256_bytes, to_json
 from distwsss.runtime.faults import fault_point
 from distwsss.runtime.pool import spread

@@ -17,12 +17,12 @@ from typing import Any
 
 from distwsss.config.schema import Config
 from distwsss.data.check import listing_problems
-from distwsss.data.datasets import DATASETS
 from distwsss.data.image_shards import plan_shards, write_shards
-from distwsss.data.listing import Item, Listing, mask_digest
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_stage import ShardStage
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.stage import ShardStage
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.listing import Item, Listing, mask_digest
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, write_bytes
 from distwsss.runtime.progress import log

@@ -19,10 +19,10 @@ from torch import nn
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare_split
-from distwsss.data.shard_format import INDEX, key_from_name
-from distwsss.data.shard_index import ShardIndex, images_dir, load_index
-from distwsss.data.shard_reader import read_fields, read_truth
-from distwsss.data.verify import verified
+from distwsss.data.shards.format import INDEX, key_from_name
+from distwsss.data.shards.index import ShardIndex, images_dir, load_index
+from distwsss.data.shards.reader import read_fields, read_truth
+from distwsss.data.shards.verify import verified
 from distwsss.errors import DataError, DistwsssError
 from distwsss.evaluate.inference import (
     checkpoint_folder,

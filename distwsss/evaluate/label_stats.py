@@ -14,9 +14,9 @@ import numpy as np
 
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_mask
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.errors import ShardError
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.evaluate.postprocess import bounded_pool

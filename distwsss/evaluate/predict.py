@@ -12,7 +12,7 @@ from torch import nn
 
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image, encode_palette, voc_palette
-from distwsss.data.listing import IMAGE_SUFFIXES, stem_of
+from distwsss.data.sources.listing import IMAGE_SUFFIXES, stem_of
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device, predict_probabilities
 from distwsss.evaluate.postprocess import crf_labels

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from distwsss.config.schema import Config, CRFParams
 from distwsss.data.check import listing_problems
-from distwsss.data.datasets import DATASETS
 from distwsss.data.images import decode_image, decode_mask, encode_palette
-from distwsss.data.listing import Item, read_source
-from distwsss.data.voc import VOC_CLASSES
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.listing import Item, read_source
+from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device, predict_probabilities
 from distwsss.evaluate.postprocess import bounded_pool, crf_labels

@@ -9,8 +9,8 @@ from torch import nn
 
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_clean, decode_image, decode_mask
-from distwsss.data.shard_index import ShardIndex
-from distwsss.data.shard_reader import read_fields, read_json_field, read_truth
+from distwsss.data.shards.index import ShardIndex
+from distwsss.data.shards.reader import read_fields, read_json_field, read_truth
 from distwsss.evaluate.predict import predict_labels
 from distwsss.report import pictures
 

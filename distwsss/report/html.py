@@ -11,8 +11,8 @@ from typing import Any
 from distwsss.config.load import dump_yaml
 from distwsss.config.schema import Config, CRFParams
 from distwsss.data.images import voc_palette
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
 from distwsss.errors import CheckpointError
 from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device
 from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, table_rows

@@ -29,7 +29,7 @@ ONE_PUT: dict[str, dict[str, Any]] = {"s3": {"chunksize": 5 << 30}, "s3a": {"chu
 
 @dataclass(frozen=True)
 class Scratch:
-    """A folder on a local disk that keeps whole shards, at most `limit` bytes of them (`data/scratch.py`)."""
+    """A folder on a local disk that keeps whole shards, at most `limit` bytes of them (`data/shards/scratch.py`)."""
 
     folder: Path
     limit: int

@@ -19,12 +19,12 @@ import torch
 
 from distwsss.config.schema import SeedsSection
 from distwsss.data.images import decode_image, decode_mask, encode_clean, encode_gray, encode_palette
-from distwsss.data.shard_format import INDEX, name_from_key
-from distwsss.data.shard_index import ShardIndex, load_index
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_stage import Packed
-from distwsss.data.shard_writer import shard_bytes
-from distwsss.data.verify import digest_problems
+from distwsss.data.shards.format import INDEX, name_from_key
+from distwsss.data.shards.index import ShardIndex, load_index
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.stage import Packed
+from distwsss.data.shards.verify import digest_problems
+from distwsss.data.shards.writer import shard_bytes
 from distwsss.errors import DataError, ShardError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import WEIGHTS, from_pretrained

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from distwsss.config import Config
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_stage import ShardStage
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.stage import ShardStage
 from distwsss.errors import CheckpointError, DataError, report_problems
 from distwsss.models.export import WEIGHTS, verified_checkpoint
 from distwsss.runtime.artifacts import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distwsss.config import Config
 from distwsss.config.schema import HardwareSection
-from distwsss.data.shard_format import INDEX
+from distwsss.data.shards.format import INDEX
 from distwsss.errors import LaunchError
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ray_pool
@@ -30,9 +30,7 @@ def check_roots(config: Config) -> None:
         check_absolute_roots(config)
 
 
-def work_on_ray(
-    config: Config, tasks: list[SeedTask], progress: SeedProgress
-) -> Iterator[tuple[SeedTask, SeedResult]]:
+def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> Iterator[tuple[SeedTask, SeedResult]]:
     """(task, result) as shards are finished. Raises RunError when a piece of work failed as often as is allowed."""
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):

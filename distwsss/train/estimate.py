@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from distwsss.config import Config
 from distwsss.config.schema import HardwareSection, duration_to_steps
-from distwsss.data.batches import split_batch
-from distwsss.data.shapes import CLASSES as SHAPES_CLASSES
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.voc import VOC_CLASSES
+from distwsss.data.batches.loader import split_batch
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
+from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError
 from distwsss.train.cards import CARDS, Card, computes_in
 from distwsss.train.fake_step import Stage, StepCost, Way, classifier_stage, segmenter_stage, step_cost

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from distwsss.config.schema import ClassifySection, OptimSection, TrainSection
-from distwsss.data.batches import Batch
+from distwsss.data.batches.loader import Batch
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.fake_memory import HostReads, PeakMemory, cuda_autocast_rules, fake_module

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from distwsss.data.images import decode_image
-from distwsss.data.shard_index import Selection
-from distwsss.data.shard_reader import read_fields, read_truth
+from distwsss.data.shards.index import Selection
+from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.evaluate.inference import predict_logits
 from distwsss.evaluate.miou import ConfusionMatrix
 from distwsss.train.engine import all_sum

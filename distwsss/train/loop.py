@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distwsss.config.schema import HardwareSection, duration_to_steps
-from distwsss.data.batches import MicroBatches, read_batches, split_batch
+from distwsss.data.batches.loader import MicroBatches, read_batches, split_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights

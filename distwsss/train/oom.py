@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from distwsss.config.schema import HardwareSection
-from distwsss.data.batches import Split
+from distwsss.data.batches.loader import Split
 from distwsss.errors import RunError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distwsss.config import Config
-from distwsss.data.shard_format import INDEX
-from distwsss.data.shard_index import images_dir
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import images_dir
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ray_pool

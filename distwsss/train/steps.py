@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from distwsss.config.schema import HardwareSection, duration_to_steps
-from distwsss.data.batches import Batch
+from distwsss.data.batches.loader import Batch
 from distwsss.errors import DistwsssError, RunError
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.artifacts import write_pointer

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from distwsss.config import Config
 from distwsss.config.schema import AugmentSection, OptimSection, TrainSection
-from distwsss.data.batches import Batch, ClassifierSamples, LoadSample, SegmenterSamples
-from distwsss.data.shard_format import name_from_key
-from distwsss.data.shard_index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.verify import verified
+from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.shards.format import name_from_key
+from distwsss.data.shards.index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distwsss.config.schema import TrainSection
-from distwsss.data.batches import Batch
+from distwsss.data.batches.loader import Batch
 from distwsss.losses.hybrid import cross_entropy_term, hybrid_loss, positive_loss
 from distwsss.losses.set_prediction import set_counts, set_sums
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distwsss.config.schema import HardwareSection
-from distwsss.data.batches import Split
+from distwsss.data.batches.loader import Split
 from distwsss.errors import ConfigError, report_problems
 from distwsss.train.engine import DEEPSPEED_DIR, deepspeed_file
 

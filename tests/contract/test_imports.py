@@ -27,7 +27,7 @@ ONE_FILE = {
     "deepspeed": None,
     "wandb": None,
     "accelerate": None,
-    "pycocotools": "data/coco_mask.py",
+    "pycocotools": "data/sources/coco_mask.py",
     "scipy": None,
     "transformers": None,
 }
@@ -80,8 +80,8 @@ def test_optional_packages_stay_in_their_file() -> None:
              for name in ONE_FILE}  # fmt: skip
     assert users["ray"] <= {"runtime/ray_pool.py"}
     assert users["fsspec"] <= {"runtime/storage.py"}
-    assert users["pycocotools"] <= {"data/coco_mask.py"}
-    assert users["scipy"] <= {"data/sbd.py", "losses/set_prediction.py"}
+    assert users["pycocotools"] <= {"data/sources/coco_mask.py"}
+    assert users["scipy"] <= {"data/sources/sbd.py", "losses/set_prediction.py"}
     assert users["transformers"] == TRANSFORMERS
     assert not users["s3fs"]
     assert users["deepspeed"] <= {"train/zero.py", "train/zero_config.py"}

@@ -11,9 +11,9 @@ from torch import Tensor
 from distwsss.config import Config
 from distwsss.data.images import decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.writer import write_index, write_shard
 
 BLANK = 5  # every so many images one has no valid pixel
 

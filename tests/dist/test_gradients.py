@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from distwsss.config import Config
-from distwsss.data.plan import plan
+from distwsss.data.batches.plan import plan
 from distwsss.losses.hybrid import hybrid_loss
 from distwsss.train.task import segmenter_task
 

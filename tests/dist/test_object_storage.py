@@ -25,8 +25,8 @@ from conftest import merged, tiny_tree
 from dist_run import last_weights
 
 from distwsss.config.load import check_config
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import iter_shard, read_fields
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import iter_shard, read_fields
 
 BUCKET = "wsss"
 REQUEST = re.compile(r'"(?:\x1b\[[\d;]*m)*([A-Z]+) (\S+) HTTP')  # coloured where the status is not 200
@@ -160,8 +160,8 @@ def test_with_scratch_a_shard_is_fetched_once_and_gives_the_same(
 READ = """
 import sys
 from pathlib import Path
-from distwsss.data.shard_index import load_index
-from distwsss.data.shard_reader import read_fields
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import read_fields
 from distwsss.runtime.storage import Remote, Scratch
 index = load_index(Remote(sys.argv[1], Scratch(Path(sys.argv[2]), 10**9)))
 print("ready", flush=True)

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 LOADER = """
 import os, time
 from torch.utils.data import Dataset
-from distwsss.data.batches import Split, read_batches
+from distwsss.data.batches.loader import Split, read_batches
 class Slow(Dataset):
     split = Split(0, 1, 1, 1)
     def __len__(self):

@@ -24,10 +24,10 @@ import yaml
 from conftest import merged, tiny_tree
 
 from distwsss.data.images import decode_mask
-from distwsss.data.shard_index import load_index
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.verify import verify
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.data.shards.verify import verify
 
 MARK = "DISTWSSS_TEST_MARK"
 Bytes = dict[str, bytes]

@@ -13,9 +13,9 @@ from PIL import Image
 from distwsss.config.load import check_config
 from distwsss.config.schema import BackboneSection, Config
 from distwsss.data.images import encode_palette
-from distwsss.data.shard_format import key_from_name
-from distwsss.data.shard_index import images_dir
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.format import key_from_name
+from distwsss.data.shards.index import images_dir
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.models.deeplab import DeepLab
 from distwsss.models.export import save_pretrained
 from distwsss.runtime.artifacts import to_json, write_manifest, write_pointer

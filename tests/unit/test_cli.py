@@ -13,8 +13,8 @@ import pytest
 from tqdm import tqdm
 
 from distwsss import cli
-from distwsss.data.shard_index import images_dir
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.index import images_dir
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime import progress, run_folder
 
 

@@ -17,13 +17,13 @@ from pycocotools import mask as tools
 
 from distwsss.config.load import check_config
 from distwsss.config.schema import Config, DataSection
-from distwsss.data.coco_mask import CocoMask, Region, run_lengths
-from distwsss.data.datasets import DATASETS
-from distwsss.data.listing import Listing
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import read_fields, read_truth
-from distwsss.data.verify import verify
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import read_fields, read_truth
+from distwsss.data.shards.verify import verify
+from distwsss.data.sources.coco_mask import CocoMask, Region, run_lengths
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.listing import Listing
 from distwsss.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 12, 16

@@ -12,12 +12,12 @@ from PIL import Image
 
 from distwsss.config.load import check_config
 from distwsss.config.schema import DataSection
-from distwsss.data.datasets import DATASETS
 from distwsss.data.images import encode_palette
-from distwsss.data.listing import Listing, read_tags, stem_of, tuning_keys
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.voc import VOC_CLASSES
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.listing import Listing, read_tags, stem_of, tuning_keys
+from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError
 
 VOC_MINI = Path(os.environ.get("DISTWSSS_DATA", Path(__file__).parents[3] / "shared" / "data" / "voc_mini"))

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from distwsss.config.schema import HardwareSection
-from distwsss.data.batches import split_batch
+from distwsss.data.batches.loader import split_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
 from distwsss.train import engine

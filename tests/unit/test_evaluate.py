@@ -17,8 +17,8 @@ from pydensecrf.utils import unary_from_softmax
 from distwsss.config.schema import Config, CRFParams
 from distwsss.data.images import decode_image, encode_palette
 from distwsss.data.prepare import prepare_split
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import read_fields
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import read_fields
 from distwsss.errors import ConfigError, DataError, RunError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.inference import crf_planes, load_segmenter, predict_logits, predict_probabilities

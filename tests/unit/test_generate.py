@@ -15,10 +15,10 @@ from evaluation_run import flip_a_bit
 from distwsss.config.load import check_config, dump_yaml
 from distwsss.config.schema import BackboneSection
 from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_jpeg, encode_palette
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.verify import verify
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.verify import verify
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import CheckpointError, ConfigError, ShardError
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import from_pretrained, save_pretrained

@@ -8,8 +8,8 @@ import pytest
 
 from distwsss.config.load import check_config
 from distwsss.data.images import encode_clean, encode_gray, encode_jpeg, encode_palette
-from distwsss.data.shard_index import images_dir, pseudo_dir, seeds_dir
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.index import images_dir, pseudo_dir, seeds_dir
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 from distwsss.evaluate.label_stats import print_quality, seed_quality
 from distwsss.runtime.artifacts import to_json
@@ -146,9 +146,10 @@ def test_restricted_to_and_without_some_images(config):
 
 
 def test_workers_do_not_change_a_figure(tmp_path):
-    assert seed_quality(build(make_config(tmp_path / "a", workers=2)))["thresholds"] == seed_quality(
-        build(make_config(tmp_path / "b"))
-    )["thresholds"]
+    assert (
+        seed_quality(build(make_config(tmp_path / "a", workers=2)))["thresholds"]
+        == seed_quality(build(make_config(tmp_path / "b")))["thresholds"]
+    )
 
 
 def test_written_and_read_back_until_something_changes(tmp_path):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distwsss.data.batches import Batch, MicroBatches, make_loader, split_batch
-from distwsss.data.plan import Sample, plan
-from distwsss.data.shard_format import ShardRecord
-from distwsss.data.shard_index import Selection, ShardIndex
+from distwsss.data.batches.loader import Batch, MicroBatches, make_loader, split_batch
+from distwsss.data.batches.plan import Sample, plan
+from distwsss.data.shards.format import ShardRecord
+from distwsss.data.shards.index import Selection, ShardIndex
 
 SIZES = [5, 3, 0, 7, 2]  # samples of each shard
 TOTAL = sum(SIZES)

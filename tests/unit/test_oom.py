@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distwsss.config.schema import HardwareSection
-from distwsss.data.batches import split_batch
+from distwsss.data.batches.loader import split_batch
 from distwsss.errors import RunError
 from distwsss.train.oom import oom_advice
 

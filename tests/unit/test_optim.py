@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distwsss.config.schema import BackboneSection, OptimSection, TrainSection
-from distwsss.data.batches import split_batch
+from distwsss.data.batches.loader import split_batch
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.optim import build_optimizer, lr_factor, set_lr
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distwsss.data.plan import Sample, plan, rank_slice
-from distwsss.data.shard_format import ShardRecord
-from distwsss.data.shard_index import Selection, ShardIndex
+from distwsss.data.batches.plan import Sample, plan, rank_slice
+from distwsss.data.shards.format import ShardRecord
+from distwsss.data.shards.index import Selection, ShardIndex
 from distwsss.errors import DataError
 from distwsss.runtime.seeding import derive_seed
 

@@ -20,10 +20,10 @@ from distwsss.config.load import check_config
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image, encode_palette
 from distwsss.data.prepare import prepare, prepare_split
-from distwsss.data.shard_format import name_from_key
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import read_fields, read_truth
-from distwsss.data.verify import verify
+from distwsss.data.shards.format import name_from_key
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import read_fields, read_truth
+from distwsss.data.shards.verify import verify
 from distwsss.errors import ConfigError, DataError
 
 VOC_MINI = Path(os.environ.get("DISTWSSS_DATA", Path(__file__).parents[3] / "shared" / "data" / "voc_mini"))

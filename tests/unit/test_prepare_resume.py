@@ -19,11 +19,11 @@ from PIL import Image
 from distwsss.config.load import check_config
 from distwsss.config.schema import Config
 from distwsss.data import prepare as prepare_stage
-from distwsss.data import shard_stage
 from distwsss.data.images import encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir
-from distwsss.data.verify import verify
+from distwsss.data.shards import stage as shard_stage
+from distwsss.data.shards.index import images_dir
+from distwsss.data.shards.verify import verify
 from distwsss.errors import DataError
 from distwsss.runtime.pool import spread
 

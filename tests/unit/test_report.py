@@ -16,9 +16,9 @@ from PIL import Image
 
 from distwsss.config.schema import Config
 from distwsss.data.images import encode_clean, encode_gray, encode_palette
-from distwsss.data.shard_format import key_from_name
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.format import key_from_name
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import CheckpointError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.label_stats import seed_quality

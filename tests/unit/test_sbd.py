@@ -14,15 +14,15 @@ from scipy.io import savemat
 
 from distwsss.config.load import check_config
 from distwsss.config.schema import Config, DataSection
-from distwsss.data.datasets import DATASETS
 from distwsss.data.images import encode_palette
-from distwsss.data.listing import Listing
 from distwsss.data.prepare import prepare
-from distwsss.data.sbd import MatMask
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import read_fields, read_truth
-from distwsss.data.verify import verify
-from distwsss.data.voc import VOC_CLASSES
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import read_fields, read_truth
+from distwsss.data.shards.verify import verify
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.listing import Listing
+from distwsss.data.sources.sbd import MatMask
+from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import DataError
 
 SIZE = (6, 9)  # height, width

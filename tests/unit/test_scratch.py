@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from test_shards import CLASSES, Samples, make_samples
 
-from distwsss.data.shard_index import ShardIndex, load_index
-from distwsss.data.shard_reader import iter_shard, read_fields
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.verify import digest_problems, verified, verify
+from distwsss.data.shards.index import ShardIndex, load_index
+from distwsss.data.shards.reader import iter_shard, read_fields
+from distwsss.data.shards.verify import digest_problems, verified, verify
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 from distwsss.runtime.storage import Remote, Scratch
 

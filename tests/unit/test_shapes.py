@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from distwsss.config.schema import DataSection, ShapesSection
-from distwsss.data.datasets import DATASETS
 from distwsss.data.images import decode_image, decode_mask
-from distwsss.data.shapes import BOAT, CLASSES, Scene, draw_scene
+from distwsss.data.sources.datasets import DATASETS
+from distwsss.data.sources.shapes import BOAT, CLASSES, Scene, draw_scene
 from distwsss.errors import ConfigError
 
 SIZE = 64

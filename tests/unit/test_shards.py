@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from distwsss.config.load import check_config
 from distwsss.data import images
-from distwsss.data.shard_format import MAX_KEY, ShardRecord, is_key, key_from_name, name_from_key, split_member
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir, seeds_dir
-from distwsss.data.shard_reader import OPEN_SHARDS, iter_shard, read_fields, read_json_field, read_truth
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.format import MAX_KEY, ShardRecord, is_key, key_from_name, name_from_key, split_member
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.reader import OPEN_SHARDS, iter_shard, read_fields, read_json_field, read_truth
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import DataError, ShardError
 
 CLASSES = ["background", "cat", "dog"]
@@ -193,7 +193,7 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from distwsss.data.shard_writer import write_shard
+from distwsss.data.shards.writer import write_shard
 def samples():
     for i in range(100):
         if i == 60:
@@ -421,8 +421,8 @@ def test_reading_in_forked_and_spawned_processes(tmp_path):
     script = """
 import multiprocessing, sys
 from pathlib import Path
-from distwsss.data.shard_index import load_index
-from distwsss.data.shard_reader import read_fields
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import read_fields
 def read(place):
     return read_fields(load_index(Path(sys.argv[1])), *place, ["jpg"])["jpg"]
 if __name__ == "__main__":

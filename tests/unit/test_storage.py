@@ -16,10 +16,10 @@ import pytest
 from test_shards import make_folder, make_samples
 
 from distwsss.config.load import check_config
-from distwsss.data.shard_index import images_dir, load_index
-from distwsss.data.shard_reader import NEAR, _neighbours, iter_shard, read_fields
-from distwsss.data.shard_writer import publish_shard, shard_bytes, write_shard
-from distwsss.data.verify import digest_problems, verify
+from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.reader import NEAR, _neighbours, iter_shard, read_fields
+from distwsss.data.shards.verify import digest_problems, verify
+from distwsss.data.shards.writer import publish_shard, shard_bytes, write_shard
 from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import free_space_check, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.storage import Folder, Remote, Scratch, folder_at, remove_tree, size_of, version_of
@@ -215,7 +215,7 @@ def test_a_missing_package_names_the_extra() -> None:
 
 def test_fsspec_is_loaded_only_for_a_url(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from distwsss.data.verify import verify\n"
+        "import sys; from pathlib import Path; from distwsss.data.shards.verify import verify\n"
         f"verify(Path({str(tmp_path)!r})); sys.exit('s3fs' in sys.modules)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

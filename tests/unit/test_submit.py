@@ -19,9 +19,9 @@ from distwsss import cli
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image, encode_clean, encode_gray, encode_palette, voc_palette
 from distwsss.data.prepare import prepare_split
-from distwsss.data.shard_index import load_index
-from distwsss.data.shard_reader import read_fields
-from distwsss.data.voc import VOC_CLASSES
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import read_fields
+from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import CheckpointError, ConfigError, DataError
 from distwsss.evaluate import submit as module
 from distwsss.evaluate.inference import load_segmenter, predict_logits

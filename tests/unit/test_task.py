@@ -9,9 +9,9 @@ from evaluation_run import CLASSES, flip_a_bit, make_config, write_images
 
 from distwsss.config import Config
 from distwsss.data.images import encode_clean, encode_gray, encode_palette
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
-from distwsss.data.shard_reader import iter_shard, read_truth
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir
+from distwsss.data.shards.reader import iter_shard, read_truth
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import DataError, ShardError
 from distwsss.train.task import classifier_task, segmenter_task
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from distwsss.config import Config
 from distwsss.data.images import encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.shard_index import images_dir, load_index, pseudo_dir
-from distwsss.data.shard_reader import iter_shard
-from distwsss.data.shard_writer import write_index, write_shard
+from distwsss.data.shards.index import images_dir, load_index, pseudo_dir
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.artifacts import manifest_problems, read_pointer
@@ -296,7 +296,7 @@ def test_threshold_labels_and_loss_choices(tiny, tmp_path: Path) -> None:
 
     def first_batch(**options):
         task = segmenter_task(tiny(train=options))
-        from distwsss.data.plan import Sample
+        from distwsss.data.batches.plan import Sample
 
         sample = Sample(0, 0, 0)
         return task.samples(sample, task.selection.index.key(0, 0))

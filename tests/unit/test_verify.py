@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distwsss.data import images
-from distwsss.data.shard_format import ShardRecord
-from distwsss.data.shard_index import load_index
-from distwsss.data.shard_writer import write_index, write_shard
-from distwsss.data.verify import verified, verify
+from distwsss.data.shards.format import ShardRecord
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.verify import verified, verify
+from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 
 CLASSES = ["background", "cat", "dog"]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distwsss.data.shard_format import (
+from distwsss.data.shards.format import (
     FORMAT,
     INDEX,
     INDEX_DIGEST,

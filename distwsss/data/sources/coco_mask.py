@@ -1,4 +1,4 @@
-"""Semantic masks of COCO's instances, drawn by pycocotools (the only file that imports it). Called by `data/coco.py`.
+"""Semantic masks of COCO's instances, drawn by pycocotools (the only file that imports it). Called by `coco`.
 
 What pycocotools would answer with garbage, or with a crash, is refused here first: odd or huge polygons, and run
 lengths that do not cover the image.

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from distwsss.data.images import decode_mask
-from distwsss.data.scratch import open_copy
-from distwsss.data.shard_format import ShardRecord
-from distwsss.data.shard_index import ShardIndex
+from distwsss.data.shards.format import ShardRecord
+from distwsss.data.shards.index import ShardIndex
+from distwsss.data.shards.scratch import open_copy
 from distwsss.errors import ShardError
 from distwsss.runtime.storage import Remote
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from distwsss.config.schema import DataSection
-from distwsss.data.listing import (
+from distwsss.data.sources.listing import (
     BACKGROUND,
     IMAGE_SUFFIXES,
     Item,

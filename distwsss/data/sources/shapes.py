@@ -18,7 +18,7 @@ from PIL import Image
 
 from distwsss.config.schema import DataSection
 from distwsss.data.images import encode_jpeg, encode_palette
-from distwsss.data.listing import BACKGROUND, Item, Listing
+from distwsss.data.sources.listing import BACKGROUND, Item, Listing
 from distwsss.errors import ConfigError
 from distwsss.runtime.seeding import numpy_generator
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distwsss.config.schema import Config
-from distwsss.data.shard_format import FORMAT, INDEX, INDEX_DIGEST, MADE_BY, ShardRecord, digest_line
+from distwsss.data.shards.format import FORMAT, INDEX, INDEX_DIGEST, MADE_BY, ShardRecord, digest_line
 from distwsss.errors import ShardError
 from distwsss.runtime.artifacts import fingerprint
 from distwsss.runtime.storage import Folder

@@ -19,8 +19,8 @@ import numpy as np
 
 from distwsss.config.schema import Config, DataSection
 from distwsss.data.images import decode_mask
-from distwsss.data.shard_format import key_from_name
-from distwsss.data.shard_index import ShardIndex
+from distwsss.data.shards.format import key_from_name
+from distwsss.data.shards.index import ShardIndex
 from distwsss.errors import DataError, report_problems
 from distwsss.runtime.artifacts import sha256_bytes
 
@@ -30,7 +30,7 @@ MOST_CLASSES = 255  # masks are uint8 and 255 means ignore
 
 
 class MaskSource(Protocol):
-    """A mask that is made when it is wanted (`data/sbd.py`, `data/coco.py`); picklable, and small until then."""
+    """A mask that is made when it is wanted (`sbd`, `coco_mask`); picklable, and small until then."""
 
     def draw(self) -> np.ndarray:
         """uint8[H,W] class ids, 255 = ignore. Raises DataError, or OSError of the file it is read from."""

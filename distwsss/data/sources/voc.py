@@ -2,7 +2,7 @@
 
 `list_voc` is called through `data.datasets.DATASETS`. Image-level labels come from the XML annotations, else from
 `cls_labels.csv`; masks become labels only where `data.labels_from: masks` says so. The split `train_aug` adds the
-images of SBD (`data/sbd.py`), of which a devkit has the photographs and annotations, but not the masks.
+images of SBD (`data/sources/sbd.py`), of which a devkit has the photographs and annotations, but not the masks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from distwsss.config.schema import DataSection
 from distwsss.data.images import decode_mask
-from distwsss.data.listing import (
+from distwsss.data.sources.listing import (
     Item,
     Listing,
     class_names,
@@ -25,7 +25,7 @@ from distwsss.data.listing import (
     read_tags,
     split_tags,
 )
-from distwsss.data.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
+from distwsss.data.sources.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
 from distwsss.errors import DataError
 
 VOC_CLASSES = [

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from distwsss.data.shard_index import Selection
+from distwsss.data.shards.index import Selection
 from distwsss.errors import DataError
 from distwsss.runtime.seeding import permutation
 

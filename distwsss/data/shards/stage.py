@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from distwsss.data.scratch import damage
-from distwsss.data.shard_format import INDEX, ShardRecord
-from distwsss.data.shard_writer import publish_shard, write_index
+from distwsss.data.shards.format import INDEX, ShardRecord
+from distwsss.data.shards.scratch import damage
+from distwsss.data.shards.writer import publish_shard, write_index
 from distwsss.errors import ShardError
 from distwsss.runtime.artifacts import check_same, read_json, write_json
 from distwsss.runtime.faults import fault_point

@@ -3,7 +3,7 @@
 `list_coco` is called through `data.datasets.DATASETS`. A label is 1 + the rank of its category id: person 1, ...,
 toothbrush 80; the index records the ids. Image-level labels are the categories of all annotations of an image, crowds
 too; an image without any is left out (82,081 train and 40,137 val images stay). Masks are drawn from the instances when
-they are wanted, by `CocoMask` (`data/coco_mask.py`).
+they are wanted, by `CocoMask` (`data/sources/coco_mask.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config.schema import DataSection
-from distwsss.data.coco_mask import CocoMask, Region
-from distwsss.data.listing import BACKGROUND, Item, Listing, check_classes, data_root
+from distwsss.data.sources.coco_mask import CocoMask, Region
+from distwsss.data.sources.listing import BACKGROUND, Item, Listing, check_classes, data_root
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.progress import log
 

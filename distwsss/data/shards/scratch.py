@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from distwsss.data.shard_format import INDEX, ShardRecord
+from distwsss.data.shards.format import INDEX, ShardRecord
 from distwsss.errors import ShardError
 from distwsss.runtime.artifacts import sha256_bytes, sha256_file, write_bytes
 from distwsss.runtime.storage import Remote, Scratch

@@ -1,4 +1,4 @@
-"""The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), for VOC's `train_aug`. Called by `data/voc.py`.
+"""The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), for VOC's `train_aug`. Called by `voc`.
 
 `train_aug` is derived from the official lists: VOC 2012's segmentation train, SBD's train and val, without VOC 2012's
 segmentation val; 10,582 images. SBD's masks are for evaluation only: image-level labels come from VOC's annotations.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distwsss.config.schema import DataSection
-from distwsss.data.listing import read_lines
+from distwsss.data.sources.listing import read_lines
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log

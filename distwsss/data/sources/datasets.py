@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distwsss.config.schema import DataSection
-from distwsss.data.coco import list_coco
-from distwsss.data.folder import list_folder
-from distwsss.data.listing import Item, Listing
-from distwsss.data.shapes import list_shapes
-from distwsss.data.voc import list_voc
+from distwsss.data.sources.coco import list_coco
+from distwsss.data.sources.folder import list_folder
+from distwsss.data.sources.listing import Item, Listing
+from distwsss.data.sources.shapes import list_shapes
+from distwsss.data.sources.voc import list_voc
 
 __all__ = ["DATASETS", "Item", "Listing"]
 

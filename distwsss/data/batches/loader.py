@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distwsss.config.schema import AugmentSection, TrainSection
+from distwsss.data.batches.plan import Sample, plan, rank_slice
+from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask
-from distwsss.data.plan import Sample, plan, rank_slice
-from distwsss.data.shard_index import Selection, ShardIndex
-from distwsss.data.shard_reader import read_fields, read_truth
-from distwsss.data.transforms import augment_sample
+from distwsss.data.shards.index import Selection, ShardIndex
+from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.errors import DistwsssError, ShardError
 from distwsss.losses.hybrid import sample_complements
 from distwsss.runtime.pool import end_with_parent

@@ -1,0 +1,1 @@
+"""From shards to the micro-batches of a training step."""

@@ -1,0 +1,1 @@
+"""Shards: their format, their index, how they are written, read and checked."""
