@@ -37,12 +37,12 @@ from distwsss.losses.hybrid import hybrid_loss, sample_complements
 from distwsss.runtime.progress import setup_logging
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import CheckpointWriter, optimizer_states
-from distwsss.train.engine import make_accelerator
+from distwsss.train.engine.accelerate import make_accelerator
+from distwsss.train.engine.watch import HangWatch
 from distwsss.train.loop import Outputs
 from distwsss.train.optim import build_optimizer, lr_factor, set_lr
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task, segmenter_task
-from distwsss.train.watch import HangWatch
 
 BATCH, STEPS, SAVES, BETWEEN = 4, 12, 10, 12
 

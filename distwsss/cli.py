@@ -85,7 +85,7 @@ def _train(config: Config, arguments: Arguments) -> None:
 def _evaluate(config: Config, arguments: Arguments) -> None:
     from distwsss.data.shards.index import images_dir
     from distwsss.evaluate.evaluate import evaluate
-    from distwsss.train.engine import make_accelerator
+    from distwsss.train.engine.accelerate import make_accelerator
 
     if arguments.verb == "run":
         if images_dir(config, "val").is_dir():
@@ -263,8 +263,8 @@ def _verify(arguments: Arguments) -> None:
 
 
 def _estimate(config: Config, arguments: Arguments) -> None:
-    from distwsss.train.estimate import estimate
-    from distwsss.train.estimate_text import as_json, as_table
+    from distwsss.train.estimate.estimate import estimate
+    from distwsss.train.estimate.table import as_json, as_table
 
     show = as_json if arguments.json else as_table
     print(show(estimate(config), config.hardware))

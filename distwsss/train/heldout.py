@@ -11,7 +11,7 @@ from distwsss.data.shards.index import Selection
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.evaluate.inference import predict_logits
 from distwsss.evaluate.miou import ConfusionMatrix
-from distwsss.train.engine import all_sum
+from distwsss.train.engine.accelerate import all_sum
 
 
 def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerator) -> float:

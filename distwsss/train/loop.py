@@ -31,14 +31,14 @@ from distwsss.train.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
-from distwsss.train.engine import all_sum, autocast_dtype, end_accelerator, launched, make_accelerator
-from distwsss.train.oom import oom_advice
+from distwsss.train.engine.accelerate import all_sum, autocast_dtype, end_accelerator, launched, make_accelerator
+from distwsss.train.engine.oom import oom_advice
+from distwsss.train.engine.watch import FirstError, HangWatch, is_collective_failure, no_answer
+from distwsss.train.engine.zero import load_states
+from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task
-from distwsss.train.watch import FirstError, HangWatch, is_collective_failure, no_answer
-from distwsss.train.zero import load_states
-from distwsss.train.zero_config import deepspeed_config
 
 DONE = "done.json"
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distwsss.train.engine import all_sum
+from distwsss.train.engine.accelerate import all_sum
 from distwsss.train.terms import Parts
 
 

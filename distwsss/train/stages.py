@@ -20,7 +20,7 @@ from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
 from distwsss.runtime.run_folder import check_absolute_roots, config_text
-from distwsss.train.engine import launched_rank, launched_world_size
+from distwsss.train.engine.accelerate import launched_rank, launched_world_size
 from distwsss.train.loop import DONE, fit
 from distwsss.train.task import Task, classifier_task, segmenter_task
 

@@ -32,13 +32,13 @@ from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
-from distwsss.train.engine import all_sum
+from distwsss.train.engine.accelerate import all_sum
+from distwsss.train.engine.watch import HangWatch
+from distwsss.train.engine.zero import whole_states, whole_weights
 from distwsss.train.heldout import held_out_miou
 from distwsss.train.meter import Meter
 from distwsss.train.optim import lr_factor, set_lr
 from distwsss.train.task import Task
-from distwsss.train.watch import HangWatch
-from distwsss.train.zero import whole_states, whole_weights
 
 
 @dataclass

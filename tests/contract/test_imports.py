@@ -84,7 +84,7 @@ def test_optional_packages_stay_in_their_file() -> None:
     assert users["scipy"] <= {"data/sources/sbd.py", "losses/set_prediction.py"}
     assert users["transformers"] == TRANSFORMERS
     assert not users["s3fs"]
-    assert users["deepspeed"] <= {"train/zero.py", "train/zero_config.py"}
+    assert users["deepspeed"] <= {"train/engine/zero.py", "train/engine/zero_config.py"}
     assert not users["wandb"]
     assert all(user.startswith("train/") for user in users["accelerate"])
 

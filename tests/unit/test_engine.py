@@ -17,11 +17,11 @@ from distwsss.config.schema import HardwareSection
 from distwsss.data.batches.loader import split_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
-from distwsss.train import engine
-from distwsss.train.engine import deepspeed_file, launched, make_accelerator
+from distwsss.train.engine import accelerate as engine
+from distwsss.train.engine.accelerate import deepspeed_file, launched, make_accelerator
+from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.loop import fit
 from distwsss.train.task import classifier_task
-from distwsss.train.zero_config import deepspeed_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

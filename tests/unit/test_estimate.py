@@ -22,11 +22,20 @@ from distwsss.cli import main
 from distwsss.config.load import load_config
 from distwsss.config.schema import HardwareSection, OptimSection
 from distwsss.errors import ConfigError
-from distwsss.train import fake_memory
-from distwsss.train.cards import CARDS, Card, computes_in
-from distwsss.train.estimate import CONTEXT_GIB, FRAGMENTS, GIB, USABLE, _largest, _memory, class_names, estimate
-from distwsss.train.fake_memory import PeakMemory, cuda_autocast_rules, fake_module
-from distwsss.train.fake_step import Stage, Way, segmenter_stage, step_cost
+from distwsss.train.estimate import fake_memory
+from distwsss.train.estimate.cards import CARDS, Card, computes_in
+from distwsss.train.estimate.estimate import (
+    CONTEXT_GIB,
+    FRAGMENTS,
+    GIB,
+    USABLE,
+    _largest,
+    _memory,
+    class_names,
+    estimate,
+)
+from distwsss.train.estimate.fake_memory import PeakMemory, cuda_autocast_rules, fake_module
+from distwsss.train.estimate.fake_step import Stage, Way, segmenter_stage, step_cost
 from distwsss.train.optim import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]

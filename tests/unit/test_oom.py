@@ -8,7 +8,7 @@ import torch
 from distwsss.config.schema import HardwareSection
 from distwsss.data.batches.loader import split_batch
 from distwsss.errors import RunError
-from distwsss.train.oom import oom_advice
+from distwsss.train.engine.oom import oom_advice
 
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 1.53 GiB. GPU 0 has a total capacity of 23.69 GiB of which 1.05 GiB is free."

@@ -16,8 +16,8 @@ from distwsss.data.shards.index import images_dir, load_index
 from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
 from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError
-from distwsss.train.cards import CARDS, Card, computes_in
-from distwsss.train.fake_step import Stage, StepCost, Way, classifier_stage, segmenter_stage, step_cost
+from distwsss.train.estimate.cards import CARDS, Card, computes_in
+from distwsss.train.estimate.fake_step import Stage, StepCost, Way, classifier_stage, segmenter_stage, step_cost
 
 GIB = 1 << 30
 CONTEXT_GIB = 1.0  # CUDA context, workspaces of cuDNN and cuBLAS, buffers of the hybrid loss

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 
 from distwsss.config.schema import HardwareSection
-from distwsss.train.cards import CARDS, computes_in
-from distwsss.train.estimate import CONTEXT_GIB, FRAGMENTS, GIB, USABLE, UTILISATION, Estimate
+from distwsss.train.estimate.cards import CARDS, computes_in
+from distwsss.train.estimate.estimate import CONTEXT_GIB, FRAGMENTS, GIB, USABLE, UTILISATION, Estimate
 
 _MEMORY_NAMES = {
     "parameters": "  weights and buffers",

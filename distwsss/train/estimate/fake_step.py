@@ -21,7 +21,7 @@ from distwsss.config.schema import ClassifySection, OptimSection, TrainSection
 from distwsss.data.batches.loader import Batch
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
-from distwsss.train.fake_memory import HostReads, PeakMemory, cuda_autocast_rules, fake_module
+from distwsss.train.estimate.fake_memory import HostReads, PeakMemory, cuda_autocast_rules, fake_module
 from distwsss.train.optim import build_optimizer
 from distwsss.train.task import classifier_sums
 from distwsss.train.terms import segmenter_terms

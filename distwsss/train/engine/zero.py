@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distwsss.train.zero_config import import_deepspeed
+from distwsss.train.engine.zero_config import import_deepspeed
 
 STATES = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD and AdamW, each as large as its parameter
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from distwsss.config.schema import HardwareSection
 from distwsss.data.batches.loader import Split
 from distwsss.errors import ConfigError, report_problems
-from distwsss.train.engine import DEEPSPEED_DIR, deepspeed_file
+from distwsss.train.engine.accelerate import DEEPSPEED_DIR, deepspeed_file
 
 OURS = "the configuration's: leave it out"
 REFUSED = {

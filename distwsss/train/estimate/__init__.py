@@ -1,0 +1,1 @@
+"""One training step's memory, operations and time, reckoned without a GPU."""
