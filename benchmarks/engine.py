@@ -30,10 +30,12 @@ from distwsss.data.batches.loader import Batch, MicroBatches, read_batches, spli
 from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.shards.index import images_dir, load_index, pseudo_dir
+from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.losses.hybrid import hybrid_loss, sample_complements
+from distwsss.models.export import description
+from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir
 from distwsss.runtime.progress import setup_logging
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import CheckpointWriter, optimizer_states
@@ -89,9 +91,9 @@ def made_run(config: Config, total: int) -> Run:
     task = segmenter_task(config)
     accelerator = make_accelerator(config.hardware, 1)
     model, optimizer = accelerator.prepare(Outputs(task.model.train()), build_optimizer(task.model, task.optim))
-    (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    writer, watch = CheckpointWriter(config.run_dir / "checkpoints", 1), HangWatch(config.run_dir, 0, 600)
-    return Run(task, accelerator, model, optimizer, config.run_dir, 0, total, config.hardware, 0, writer, watch)
+    (run_dir(config) / "checkpoints").mkdir(parents=True, exist_ok=True)
+    writer, watch = CheckpointWriter(run_dir(config) / "checkpoints", 1), HangWatch(run_dir(config), 0, 600)
+    return Run(task, accelerator, model, optimizer, run_dir(config), 0, total, config.hardware, 0, writer, watch)
 
 
 def our_steps(config: Config, batches: list[Batch]) -> float:
@@ -118,10 +120,8 @@ def bare_steps(config: Config, batches: list[Batch]) -> float:
     for step, batch in enumerate(batches):
         marks.append(time.perf_counter())
         set_lr(optimizer, task.optim.lr * lr_factor(step, STEPS, 0, task.optim))
-        logits = F.interpolate(model(batch["image"]), batch["labels"].shape[-2:], mode="bilinear", align_corners=False)
-        loss = hybrid_loss(
-            logits, batch["labels"], batch["clean"], complements=batch["complements"], temperature=0.1
-        ).value
+        logits = F.interpolate(model(batch.image), batch.labels.shape[-2:], mode="bilinear", align_corners=False)
+        loss = hybrid_loss(logits, batch.labels, batch.clean, complements=batch.complements, temperature=0.1).value
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -178,7 +178,7 @@ def saving(config: Config, batches: list[Batch], how: str) -> tuple[float, float
     and those that training stood still for the saves."""
     run = made_run(config, STEPS)
     optimizer, model = build_optimizer(run.task.model, run.task.optim), run.task.model
-    images, stalls, began = batches[0]["image"][:1, :, :64, :64], 0.0, 0.0
+    images, stalls, began = batches[0].image[:1, :, :64, :64], 0.0, 0.0
     for save in range(SAVES + 1):  # the first one makes the buffers
         began = time.perf_counter() if save == 1 else began
         for _ in range(BETWEEN):
@@ -189,7 +189,7 @@ def saving(config: Config, batches: list[Batch], how: str) -> tuple[float, float
             continue
         stopped = time.perf_counter()
         states, trainer = optimizer_states(model, optimizer), {"step": save, "total": 0, "attempt": 0, "parameters": {}}
-        run.writer.save(model.state_dict(), model.architecture(), states, trainer)
+        run.writer.save(model.state_dict(), description(model), states, trainer)
         if how == "waited" or not save:
             run.writer.wait()
         stalls += time.perf_counter() - stopped if save else 0.0

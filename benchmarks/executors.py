@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import yaml
 
-from distwsss.config.schema import BackboneSection, DataSection
+from distwsss.config.data import DataSection
+from distwsss.config.networks import BackboneSection
 from distwsss.data.images import decode_image
 from distwsss.data.shards.format import key_from_name
 from distwsss.data.shards.writer import write_index, write_shard

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, softmax
 
-from distwsss.evaluate.inference import predict_logits
+from distwsss.inference.views import predict_logits
 from distwsss.models.backbones.build import normalise
 
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]

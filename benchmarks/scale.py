@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distwsss.config.schema import RaySection
+from distwsss.config.hardware import RaySection
 from distwsss.runtime import ray_pool
 from distwsss.runtime.progress import setup_logging
 

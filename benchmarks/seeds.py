@@ -33,15 +33,17 @@ import torch
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
-from distwsss.config.schema import CRF_PARAMS, DataSection, SeedsSection
+from distwsss.config.crf import CRF_PARAMS
+from distwsss.config.data import DataSection
+from distwsss.config.stages import SeedsSection
 from distwsss.data.images import decode_image, encode_clean, encode_gray, encode_palette
 from distwsss.data.shards.writer import shard_bytes
 from distwsss.data.sources.voc import list_voc
+from distwsss.maths import crf
+from distwsss.maths.cam import cam_to_full, probabilities
+from distwsss.maths.vote import vote
 from distwsss.runtime.pool import spawn_pool
-from distwsss.seeds import crf
-from distwsss.seeds.cam import cam_to_full, probabilities
 from distwsss.seeds.chunk import VoteTask, refine_cams, vote_sample
-from distwsss.seeds.vote import vote
 
 CRF = CRF_PARAMS["cam_label"]
 

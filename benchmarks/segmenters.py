@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distwsss.config import Config, load_config
-from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.index import load_index
 from distwsss.data.sources.listing import tuning_keys
-from distwsss.evaluate.label_stats import seed_quality
+from distwsss.evaluate.stats import seed_quality
+from distwsss.runtime.layout import images_dir, run_dir
 from distwsss.runtime.progress import setup_logging
 
 
@@ -84,7 +85,7 @@ def main() -> None:
     if arguments.only is not None:
         table = {name: keys for name, keys in table.items() if name.split()[0] in arguments.only or name[0] == "x"}
     names = ["-".join(keys).replace(":", "_").replace("=", "_") for keys in table.values()]
-    folders = [Path(f"{config.run_dir}_table") / name for name in names]
+    folders = [Path(f"{run_dir(config)}_table") / name for name in names]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = pool.map(lambda job: run_variant(arguments, *job), zip(table, table.values(), folders, strict=True))
         print("| labels, loss | held-out train | val, single scale | val, multi-scale + flip |\n|---|---|---|---|")

@@ -1,8 +1,7 @@
-"""Verbs -> functions, nothing else. `distwsss VERB --help` teaches each.
+"""Verbs -> functions of `pipeline`, nothing else. `distwsss VERB --help` teaches each.
 
 Exit codes: 0 ok, 1 the run failed, 2 usage or configuration, 3 data or shards, 4 checkpoint, 130 interrupted (after
-saving).
-Stages are imported when they run, so `--help` and `config validate` answer without loading torch.
+saving), 141 nobody reads the output any more (`| head`).
 """
 
 from __future__ import annotations
@@ -12,325 +11,306 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import distwsss
+from distwsss import pipeline
 from distwsss.config import Config, load_config
+from distwsss.config.describe import describe
 from distwsss.config.load import dump_yaml
-from distwsss.errors import ConfigError, DistwsssError, LaunchError, ShardError, report_problems
+from distwsss.errors import ConfigError, DistwsssError
+from distwsss.runtime import ranks
 from distwsss.runtime.progress import log, setup_logging
-from distwsss.runtime.run_folder import open_run, record_exit
+from distwsss.runtime.run_folder import open_run
 from distwsss.runtime.stop import sigterm_interrupts
-from distwsss.runtime.storage import folder_at
 
 Arguments = argparse.Namespace
 
 
-def _single_process(verb: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LaunchError(
-            f"{verb} was started by torchrun with several ranks; start it plainly. torchrun is for classify, train and "
-            "evaluate"
-        )
+@dataclass(frozen=True)
+class Option:
+    """What `add_argument` is called with."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
 
 
-def _prepare(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.prepare import prepare
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
 
-    _single_process("prepare")
-    prepare(config, arguments.on_bad)
+    function: called with the configuration (None where there is none) and the arguments. config: whether --config must
+    be given, may be, or may be where there is a --checkpoint. single_process: refused under torchrun. opens_run: locks
+    the run folder; `describe` also writes there what was run, which `lock` leaves, as it changes no result.
+    """
 
-
-def _classify(config: Config, arguments: Arguments) -> None:
-    from distwsss.train.stages import classify
-
-    classify(config, arguments.resume)
-
-
-def _seeds(config: Config, arguments: Arguments) -> None:
-    from distwsss.seeds.generate import run_seeds
-
-    _single_process("seeds")
-    run_seeds(config, arguments.on_bad)
+    text: str
+    function: Callable[[Any, Arguments], object]
+    options: tuple[Option, ...] = ()
+    config: str = "required"  # required | optional | checkpoint | none
+    single_process: bool = True
+    opens_run: str | None = "describe"  # describe | lock | None
 
 
-def _stats(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.shards.index import images_dir, load_index
-    from distwsss.data.sources.listing import tuning_keys
-    from distwsss.evaluate.label_stats import print_quality, seed_quality
-
-    _single_process("stats")
-    record = config.run_dir / "seeds" / "quality.json"
-    before = _changed(record)
-    tuning = tuning_keys(config, load_index(images_dir(config, "train"), "images"))
-    quality = seed_quality(config, exclude=tuning)
-    if quality is None:
-        log.info("stats: no masks on the train split to compare with, skipped")
-        return
-    if _changed(record) == before:
-        log.info("stats: complete, skipped")
-    print_quality(quality)
+def _option(*flags: str, **settings: Any) -> Option:
+    return Option(flags, settings)
 
 
-def _changed(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.is_file() else None
+RESUME = _option(
+    "--resume",
+    default="auto",
+    metavar="auto|must|never|PATH",
+    help="auto: go on from the run's last checkpoint if there is one (default); must, never: insist; "
+    "PATH: a checkpoint folder to start from where the run has none of its own",
+)
+ON_BAD = _option(
+    "--on-bad",
+    choices=("fail", "quarantine"),
+    default="fail",
+    help="fail: stop at images that cannot be used, all named (default); quarantine: leave them out, listed in "
+    "quarantine.jsonl in the run folder",
+)
+EXECUTOR = _option(
+    "--executor",
+    choices=["auto", "ray", "local"],
+    help="who does the work in parallel: actors of a Ray cluster (RAY_ADDRESS, else one on this machine), or local "
+    "processes; auto: Ray for seeds where it is installed (default: hardware.executor)",
+)
+INIT_FROM = _option("--init-from", metavar="PATH", type=Path, help="checkpoint folder whose weights to start from")
+CHECKPOINT = _option(
+    "--checkpoint",
+    metavar="PATH",
+    type=Path,
+    help="a checkpoint folder, or a run folder for its LAST (default: evaluate.checkpoint's)",
+)
+CHECKPOINT_ALONE = _option(*CHECKPOINT.flags, **{**CHECKPOINT.settings, "help": f"{CHECKPOINT.settings['help']}; needs "
+                           "no --config"})  # fmt: skip
+JSON = _option("--json", action="store_true", help="for machines")
 
 
-def _train(config: Config, arguments: Arguments) -> None:
-    from distwsss.train.stages import train
-
-    train(config, arguments.resume, Path(arguments.init_from) if arguments.init_from else None)
+def _output(metavar: str, text: str) -> Option:
+    return _option("--output", "-o", required=True, metavar=metavar, type=Path, help=text)
 
 
-def _evaluate(config: Config, arguments: Arguments) -> None:
-    from distwsss.data.shards.index import images_dir
-    from distwsss.evaluate.evaluate import evaluate
-    from distwsss.train.engine.accelerate import make_accelerator
-
-    if arguments.verb == "run":
-        if images_dir(config, "val").is_dir():
-            evaluate(config, "val")
-        else:
-            log.info("evaluate: the data set has no split for it, skipped")
-        return
-    make_accelerator(config.hardware, 1)  # opens the process group under torchrun
-    other = arguments.split is not None or any(item.startswith("data.root=") for item in arguments.overrides or [])
-    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
-    evaluate(config, arguments.split or config.data.val_split, checkpoint, other_data=other)
+def _without(flag: str, text: str) -> Option:
+    return _option(f"--no-{flag}", dest=flag.replace("-", "_"), action="store_false", help=f"without {text}")
 
 
-def _predict(config: Config, arguments: Arguments) -> None:
-    from distwsss.evaluate.predict import predict
+def _stage(name: str) -> Callable[[Config, Arguments], object]:
+    """A stage of `pipeline`, or `run_stages`, with the options of the verb."""
 
-    _single_process("predict")
-    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
-    inputs, output = [Path(name) for name in arguments.images], Path(arguments.output)
-    paths = predict(config, inputs, output, checkpoint, arguments.multi_scale, arguments.crf)
-    print(f"{len(paths)} predictions in {arguments.output}")
+    def call(config: Config, given: Arguments) -> object:
+        known = pipeline.Options.__dataclass_fields__
+        return getattr(pipeline, name)(config, pipeline.Options(**{k: v for k, v in vars(given).items() if k in known}))
 
-
-def _submit(config: Config, arguments: Arguments) -> None:
-    from distwsss.evaluate.submit import submit
-
-    _single_process("submit")
-    checkpoint = Path(arguments.checkpoint) if arguments.checkpoint else None
-    output = Path(arguments.output)
-    count = submit(config, output, arguments.split, checkpoint, arguments.multi_scale, arguments.crf)
-    print(f"{count} label maps in {output}")
+    return call
 
 
-def _report(config: Config, arguments: Arguments) -> None:
-    from distwsss.report.html import write_report
-
-    _single_process("report")
-    print(f"Report with pictures: {write_report(config).resolve()}")
-
-
-def _run(config: Config, arguments: Arguments) -> None:
-    _single_process("run")
-    for title, stage in STAGES.items():
-        log.info(f"== {title}")
-        stage(config, arguments)
+def _show_config(config: Config | None, given: Arguments) -> None:
+    if given.describe:
+        print(describe(config))
+    elif config is None:
+        raise ConfigError(f"config {given.action}: found no --config; allowed without it: config show --describe")
+    else:
+        print(dump_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
 
-STAGES: dict[str, Callable[[Config, Arguments], None]] = {
-    "prepare": _prepare,
-    "classify": _classify,
-    "seeds": _seeds,
-    "stats": _stats,
-    "train": _train,
-    "evaluate": _evaluate,
-    "report": _report,
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        "every stage in turn, from image-level labels to mIoU and pictures",
+        _stage("run_stages"),
+        (RESUME, ON_BAD, EXECUTOR, INIT_FROM),
+    ),
+    "prepare": Verb("check the data set and write image shards", _stage("prepare"), (ON_BAD,)),
+    "classify": Verb(
+        "train one classifier per dropout probability", _stage("classify"), (RESUME, EXECUTOR), single_process=False
+    ),
+    "seeds": Verb("CAMs, dense CRF and vote: seed and pseudo-label shards", _stage("seeds"), (ON_BAD, EXECUTOR)),
+    "stats": Verb("compare seeds and vote with the train masks, where there are any", _stage("stats")),
+    "train": Verb(
+        "train the segmenter on the pseudo-labels", _stage("train"), (RESUME, INIT_FROM), single_process=False
+    ),
+    "evaluate": Verb(
+        "mIoU of the segmenter, without and with multi-scale + flip and CRF",
+        lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint),
+        (CHECKPOINT_ALONE, _option("--split", metavar="NAME", help="split to score (default: data.val_split)")),
+        config="checkpoint",
+        single_process=False,
+    ),
+    "predict": Verb(
+        "segment pictures: palette PNG and overlay for each",
+        lambda config, given: pipeline.predict(
+            config, given.images, given.output, given.checkpoint, given.multi_scale, given.crf
+        ),
+        (
+            _option("images", nargs="+", metavar="IMAGE", type=Path, help="picture files or folders of them"),
+            _output("FOLDER", "where predictions are written"),
+            CHECKPOINT_ALONE,
+            _option("--multi-scale", action="store_true", help="average over evaluate.scales and the flip"),
+            _option("--crf", action="store_true", help="refine with the dense CRF of evaluate.crf"),
+        ),
+        config="checkpoint",
+        opens_run=None,
+    ),
+    "submit": Verb(
+        "archive of label maps for the PASCAL VOC 2012 evaluation server",
+        lambda config, given: pipeline.submit(
+            config, given.output, given.split, given.checkpoint, given.multi_scale, given.crf
+        ),
+        (
+            _output("FILE", "the archive, NAME.tgz or .tar.gz"),
+            CHECKPOINT,
+            _option("--split", default="test", metavar="NAME", help="split to predict (default: test)"),
+            _without("multi-scale", "evaluate.scales and the flip"),
+            _without("crf", "the dense CRF of evaluate.crf"),
+        ),
+        opens_run=None,
+    ),
+    "report": Verb("one self-contained HTML page of numbers and pictures", _stage("report"), opens_run="lock"),
+    "verify": Verb(
+        "check shards byte for byte",
+        lambda config, given: pipeline.verify(config, given.path),
+        (
+            _option(
+                "path",
+                nargs="?",
+                metavar="PATH",
+                help="a shard folder, or a folder or URL of such folders (default: the shards of --config)",
+            ),
+        ),
+        config="optional",
+        opens_run=None,
+    ),
+    "estimate": Verb(
+        "memory, micro-batch, operations and time of training, without a GPU",
+        lambda config, given: pipeline.estimate(config, given.json),
+        (JSON,),
+        opens_run=None,
+    ),
+    "convert-weights": Verb(
+        "a file of published weights as safetensors, under our names (docs/weights.md)",
+        lambda _, given: pipeline.convert_weights(given.file, given.output, given.backbone),
+        (
+            _option(
+                "file", metavar="FILE", type=Path, help="a .pth, .params, .caffemodel, ..., or a folder of the hub"
+            ),
+            _output("FILE", "NAME.safetensors"),
+            _option("--for", dest="backbone", metavar="BACKBONE", help="the backbone to rename and check for"),
+        ),
+        config="none",
+        opens_run=None,
+    ),
+    "config": Verb(
+        "print a configuration or check it: every problem at once",
+        _show_config,
+        (
+            _option(
+                "action",
+                choices=("show", "validate"),
+                help="show: the resolved configuration; validate: report every problem at once",
+            ),
+            _option(
+                "--describe",
+                action="store_true",
+                help="every key with its text, default and allowed values; with --config also its value there",
+            ),
+        ),
+        config="optional",
+        opens_run=None,
+    ),
 }
-VERBS: dict[str, tuple[Callable[[Config, Arguments], None], str]] = {
-    "run": (_run, "every stage in turn, from image-level labels to mIoU and pictures"),
-    "prepare": (_prepare, "check the data set and write image shards"),
-    "classify": (_classify, "train one classifier per dropout probability"),
-    "seeds": (_seeds, "CAMs, dense CRF and vote: seed and pseudo-label shards"),
-    "stats": (_stats, "compare seeds and vote with the train masks, where there are any"),
-    "train": (_train, "train the segmenter on the pseudo-labels"),
-    "evaluate": (_evaluate, "mIoU of the segmenter, without and with multi-scale + flip and CRF"),
-    "predict": (_predict, "segment pictures: palette PNG and overlay for each"),
-    "submit": (_submit, "archive of label maps for the PASCAL VOC 2012 evaluation server"),
-    "report": (_report, "one self-contained HTML page of numbers and pictures"),
-}
-SHOWING = ("predict", "submit", "report")  # they change no result, so what describes the results stays
 
 
-def _add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--config", required=required, metavar="FILE", help="YAML file, see configs/")
-    parser.add_argument("--profile", metavar="NAME", help="hardware overlay: configs/profiles/NAME.yaml or a path")
+def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="a YAML file, or the name of one that ships with distwsss: voc12/deeplab_v2, demo/shapes, ...",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="hardware overlay: a YAML file, or one that ships: cpu, rtx3090, a100x8, h100x8",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
+        default=[],
         metavar="KEY=VALUE",
         help="override one key, e.g. train.optim.lr=0.001; may be given several times",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
-    """What a verb takes beyond the configuration. `run` takes what its stages take, with their defaults."""
-    if verb in ("run", "classify", "train"):
-        parser.add_argument(
-            "--resume",
-            default="auto",
-            metavar="auto|must|never|PATH",
-            help="auto: go on from the run's last checkpoint if there is one (default); must, never: insist; "
-            "PATH: a checkpoint folder to start from where the run has none of its own",
-        )
-    if verb in ("run", "prepare", "seeds"):
-        parser.add_argument(
-            "--on-bad",
-            choices=("fail", "quarantine"),
-            default="fail",
-            help="fail: stop at images that cannot be used, all named (default); quarantine: leave them out, listed in "
-            "quarantine.jsonl in the run folder",
-        )
-    if verb in ("run", "classify", "seeds"):
-        parser.add_argument(
-            "--executor",
-            choices=["auto", "ray", "local"],
-            help="who does the work in parallel: actors of a Ray cluster (RAY_ADDRESS, else one on this machine), or "
-            "local processes; auto: Ray for seeds where it is installed (default: hardware.executor)",
-        )
-    if verb in ("run", "train"):
-        parser.add_argument("--init-from", metavar="PATH", help="checkpoint folder whose weights to start from")
-    if verb in ("evaluate", "predict", "submit"):
-        parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder (default: evaluate.checkpoint's)")
-    if verb == "evaluate":
-        parser.add_argument("--split", metavar="NAME", help="split to score (default: data.val_split)")
-    if verb == "submit":
-        parser.add_argument("--split", default="test", metavar="NAME", help="split to predict (default: test)")
-        parser.add_argument("--output", "-o", required=True, metavar="FILE", help="the archive, NAME.tgz or .tar.gz")
-        for flag, text in (("multi-scale", "evaluate.scales and the flip"), ("crf", "the dense CRF of evaluate.crf")):
-            dest = flag.replace("-", "_")
-            parser.add_argument(f"--no-{flag}", dest=dest, action="store_false", help=f"without {text}")
-    if verb == "predict":
-        parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders of them")
-        parser.add_argument("--output", "-o", required=True, metavar="FOLDER", help="where predictions are written")
-        parser.add_argument("--multi-scale", action="store_true", help="average over evaluate.scales and the flip")
-        parser.add_argument("--crf", action="store_true", help="refine with the dense CRF of evaluate.crf")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distwsss",
         description="Weakly supervised semantic segmentation from image-level labels.",
-        epilog="Start with: distwsss run --config configs/demo/shapes.yaml. Every verb skips what is complete.",
+        epilog="Start with: distwsss run --config demo/shapes. Every verb skips what is complete.",
     )
     parser.add_argument("--version", action="version", version=f"distwsss {distwsss.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, (_, text) in VERBS.items():
-        subparser = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
-        _add_config(subparser)
-        _add_options(verb, subparser)
-    verify = verbs.add_parser("verify", help="check shards byte for byte", description="Check shards byte for byte.")
-    path_help = "a shard folder, or a folder or URL of such folders (default: the shards of --config)"
-    verify.add_argument("path", nargs="?", metavar="PATH", help=path_help)
-    _add_config(verify, required=False)
-    text = "memory, micro-batch, operations and time of training, without a GPU"
-    estimate = verbs.add_parser("estimate", help=text, description=text[0].upper() + text[1:] + ".")
-    _add_config(estimate)
-    estimate.add_argument("--json", action="store_true", help="for machines")
-    text = "a file of published weights as safetensors, under our names (docs/weights.md)"
-    convert = verbs.add_parser("convert-weights", help=text, description=text[0].upper() + text[1:] + ".")
-    convert.add_argument("file", metavar="FILE", help="a .pth, .params, .caffemodel, .pkl, ..., or a folder of the hub")
-    convert.add_argument("--output", "-o", required=True, metavar="FILE", help="NAME.safetensors")
-    convert.add_argument("--for", dest="backbone", metavar="BACKBONE", help="the backbone to rename and check for")
-    convert.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    config = verbs.add_parser("config", help="print or check a configuration")
-    actions = config.add_subparsers(dest="action", required=True, metavar="show|validate")
-    for action, text in (("show", "print the resolved configuration"), ("validate", "report every problem at once")):
-        _add_config(actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + "."))
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        subparser = subparsers.add_parser(name, help=verb.text, description=verb.text[0].upper() + verb.text[1:] + ".")
+        if verb.config != "none":
+            _add_config(subparser, required=verb.config == "required")
+        for option in verb.options:
+            subparser.add_argument(*option.flags, **option.settings)
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _verify(arguments: Arguments) -> None:
-    from distwsss.data.shards.verify import verify
-
-    if bool(arguments.path) == bool(arguments.config):
-        found = "both PATH and --config" if arguments.path else "neither PATH nor --config"
-        raise ConfigError(
-            f"found {found}; allowed: one of them, a shard folder or a configuration whose shards to check"
-        )
-    path = folder_at(arguments.path) if arguments.path else _load(arguments).shard_dir
-    problems = verify(path)
-    if problems:
-        raise ShardError(report_problems(f"{path}: damaged", problems))
-    print(f"{path}: every shard and index verifies")
-
-
-def _estimate(config: Config, arguments: Arguments) -> None:
-    from distwsss.train.estimate.estimate import estimate
-    from distwsss.train.estimate.table import as_json, as_table
-
-    show = as_json if arguments.json else as_table
-    print(show(estimate(config), config.hardware))
+def _configuration(verb: Verb, given: Arguments) -> Config | None:
+    if verb.config == "none":
+        return None
+    overrides = list(given.overrides)
+    if getattr(given, "executor", None):
+        overrides.append(f"hardware.executor={given.executor}")
+    if given.config is not None:
+        return load_config(given.config, given.profile, overrides)
+    if verb.config == "checkpoint":
+        if given.checkpoint is None:
+            raise ConfigError(f"{given.verb}: found neither --config nor --checkpoint; allowed: one of them, or both")
+        return pipeline.checkpoint_config(given.verb, given.profile, overrides)
+    return None
 
 
-def _convert_weights(arguments: Arguments) -> None:
-    from distwsss.models.convert import convert_weights
-
-    print(convert_weights(Path(arguments.file), Path(arguments.output), arguments.backbone))
-
-
-def _load(arguments: Arguments) -> Config:
-    overrides = list(arguments.overrides or [])
-    if getattr(arguments, "executor", None):
-        overrides.append(f"hardware.executor={arguments.executor}")
-    return load_config(arguments.config, arguments.profile, overrides)
-
-
-def _dispatch(arguments: Arguments) -> None:
-    if arguments.verb == "verify":
-        _verify(arguments)
-        return
-    if arguments.verb == "convert-weights":
-        _convert_weights(arguments)
-        return
-    config = _load(arguments)
-    if arguments.verb == "config":
-        print(dump_yaml(config) if arguments.action == "show" else f"{arguments.config}: valid", end="\n")
-        return
-    if arguments.verb == "estimate":
-        _estimate(config, arguments)
-        return
-    with open_run(config, describe=arguments.verb not in SHOWING) as folder:
-        code, message = 1, "ended unexpectedly"
-        try:
-            VERBS[arguments.verb][0](config, arguments)
-            code, message = 0, "ok"
-        except DistwsssError as error:
-            code, message = error.exit_code, str(error)
-            raise
-        except KeyboardInterrupt:
-            code, message = 130, "interrupted"
-            raise
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            record_exit(folder, code, message)
+def _dispatch(given: Arguments) -> None:
+    verb = VERBS[given.verb]
+    if verb.single_process:
+        ranks.check_single_process(given.verb)
+    config = _configuration(verb, given)
+    opened: AbstractContextManager[None] = nullcontext()
+    if config is not None and verb.opens_run:
+        opened = open_run(config, " ".join(sys.argv), describe=verb.opens_run == "describe")
+    with opened:
+        verb.function(config, given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The process's exit code; never a traceback for a user's mistake unless --debug."""
-    arguments = build_parser().parse_args(argv)
-    setup_logging(arguments.debug)
+    given = build_parser().parse_args(argv)
+    setup_logging(given.debug)
     logging.captureWarnings(False)
     try:
         with sigterm_interrupts():
-            _dispatch(arguments)
+            _dispatch(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does: nothing is left to say, to nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        return 141
     except (DistwsssError, OSError) as error:  # OSError: of a file or disk, where nothing said it better
-        if arguments.debug:
+        if given.debug:
             raise
         hint = "" if isinstance(error, DistwsssError) else " (--debug shows where)"
-        log.error(f"distwsss {arguments.verb}: {error}{hint}")
+        log.error(f"distwsss {given.verb}: {error}{hint}")
         return error.exit_code if isinstance(error, DistwsssError) else 1
     except KeyboardInterrupt:
-        log.error(f"distwsss {arguments.verb}: interrupted; run the same command to go on")
+        log.error(f"distwsss {given.verb}: interrupted; run the same command to go on")
         return 130
     finally:
         _leave_group()

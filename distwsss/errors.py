@@ -49,6 +49,11 @@ class CheckpointError(DistwsssError):
     exit_code = 4
 
 
+def no_cuda(where: str) -> ConfigError:
+    """The error of a configuration that asks for CUDA where there is none: this machine, a Ray cluster."""
+    return ConfigError(f"hardware.device is 'cuda', but {where} offers none; set it to auto or cpu")
+
+
 def report_problems(title: str, problems: list[str], most: int = 50) -> str:
     """One message for many problems: a title, then a line each (the first `most`, then a count)."""
     lines = [f"  {problem}" for problem in problems[:most]]

@@ -13,6 +13,7 @@ import yaml
 
 from distwsss.config import Config
 from distwsss.config.load import check_config
+from distwsss.data.prepare import prepare
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what DeepSpeed compiles at its first start, once for all tests
@@ -68,6 +69,14 @@ def tiny_file(tmp_path: Path):
         return path
 
     return make
+
+
+@pytest.fixture
+def prepared(tiny) -> Config:
+    """A configuration of `tiny` whose image shards are there."""
+    config = tiny()
+    prepare(config)
+    return config
 
 
 def run_distwsss(

@@ -1,7 +1,8 @@
 """From a YAML file, a profile and `--set` overrides to one checked `Config`; all problems reported at once.
 
-Called by `cli`. A file may stand on others, its `base: FILE` or `base: [FILE, ...]`; a profile is
-`configs/profiles/NAME.yaml` (or a path) overlaid on the file.
+Called by `cli` and users of Python. A file may stand on others, its `base: FILE` or `base: [FILE, ...]`, relative to
+its own folder; every other relative path is relative to the folder where the command was started. Configurations that
+ship with the package (`SHIPPED`) are known by name: `voc12/deeplab_v2`, and `rtx3090` as a profile.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distwsss.config.schema import CRF_PARAMS, Config
+from distwsss.config.crf import CRF_PARAMS
+from distwsss.config.hardware import CREDENTIALS
+from distwsss.config.schema import Config
 from distwsss.errors import ConfigError, report_problems
 
-PROFILE_DIR = Path("configs/profiles")
+# in a wheel beside the other sub-packages, in a checkout beside the package
+SHIPPED = next(
+    folder
+    for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+    if folder.is_dir()
+)
+
+MASKED = r"\1***@"  # of CREDENTIALS
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,7 +72,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from error
+        raise ConfigError(
+            f"{path.absolute()}: cannot be read ({error.strerror}); give an existing YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: found bytes that are not UTF-8 (at {error.start}); save it as UTF-8") from error
     tree = _parse(text, str(path))
@@ -108,14 +120,23 @@ def _override(item: str) -> dict[str, Any]:
     return value
 
 
-def _profile_path(name: str, config: Path | None) -> Path:
-    candidates = [Path(name), PROFILE_DIR / f"{name}.yaml"]
-    if config is not None:
-        candidates.append(config.resolve().parent.parent / "profiles" / f"{name}.yaml")
+def find_file(option: str, name: str | Path, kind: str, suffix: str = ".yaml") -> Path:
+    """The file that `name` means: a path, else one that ships with the package in configs/KIND, with or without suffix.
+
+    Raises ConfigError naming `option` and every place that was looked at.
+    """
+    shipped = SHIPPED / kind / (str(name) if str(name).endswith(suffix) else f"{name}{suffix}")
+    candidates = [Path(name), shipped] if not Path(name).is_absolute() else [Path(name)]
     for candidate in candidates:
         if os.path.isfile(candidate):  # Path.is_file raises where a folder may not be entered
             return candidate
-    raise ConfigError(f"--profile {name}: found no such file; looked for {', '.join(map(str, candidates))}")
+    known = sorted(
+        str(path.relative_to(SHIPPED / kind).with_suffix("")) for path in (SHIPPED / kind).rglob(f"*{suffix}")
+    )
+    close = difflib.get_close_matches(str(name).removesuffix(suffix), known, n=1)
+    looked = " and ".join(str(candidate.absolute()) for candidate in candidates)
+    hint = f"did you mean `{close[0]}`?" if close else "give an existing file, or a name that ships with distwsss"
+    raise ConfigError(f"{option} {name}: no such file; looked for {looked}; {hint}")
 
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
@@ -167,7 +188,7 @@ def _describe_key(error: dict[str, Any], message: str, origin: dict[str, str], d
     close = difflib.get_close_matches(str(error["input"]), choices, n=1, cutoff=0.5)
     if close:
         hint = f"; did you mean `{close[0]}`?"
-    return f"{where}: `{dotted}`: found {error['input']!r}; {message}{hint}"
+    return f"{where}: `{dotted}`: found {CREDENTIALS.sub(MASKED, repr(error['input']))}; {message}{hint}"
 
 
 def _defaults() -> dict[str, Any]:
@@ -177,20 +198,36 @@ def _defaults() -> dict[str, Any]:
 
 
 def load_config(path: str | Path, profile: str | None = None, overrides: list[str] | None = None) -> Config:
-    """Read `path`, overlay the profile, then each `key=value` of `overrides`.
+    """Read `path` (a file, or the name of one that ships with the package), overlay the profile, then each `key=value`
+    of `overrides`. Without a `name` the configuration is called as its file.
 
     Raises ConfigError naming every problem with its source, dotted key, what was found and what is allowed.
     """
-    path = Path(path)
+    path = find_file("--config", path, ".")
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
     _overlay_file(tree, path, origin)
+    if "name" not in tree:
+        tree["name"], origin["name"] = path.stem, f"{path} (the file's own name; `name:` gives another)"
+    return _overlaid(tree, origin, profile, overrides, str(path))
+
+
+def config_without_file(
+    name: str, data: dict[str, Any], profile: str | None = None, overrides: list[str] | None = None
+) -> Config:
+    """The defaults called `name`, with `data` as that section, overlaid like `load_config`'s. Raises likewise."""
+    return _overlaid({"name": name, "data": data}, {}, profile, overrides, "no --config")
+
+
+def _overlaid(
+    tree: dict[str, Any], origin: dict[str, str], profile: str | None, overrides: list[str] | None, where: str
+) -> Config:
     if profile:
-        profile_path = _profile_path(profile, path)
+        profile_path = find_file("--profile", profile, "profiles")
         _overlay(tree, _read(profile_path), str(profile_path), origin)
     for item in overrides or []:
         _overlay(tree, _override(item), f"--set {item}", origin)
-    return check_config(tree, origin, str(path))
+    return check_config(tree, origin, where)
 
 
 def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, where: str = "configuration") -> Config:

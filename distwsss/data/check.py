@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.images import decode_image
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
 from distwsss.errors import DataError

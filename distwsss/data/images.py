@@ -50,7 +50,11 @@ def decode_image(data: bytes, where: str, max_pixels: int | None = None) -> np.n
 
     Raises DataError for an unreadable, truncated or oversized file, and for 16-bit or float pixels.
     """
-    image = _load(data, where, IMAGE_FORMATS, max_pixels)
+    return to_rgb(_load(data, where, IMAGE_FORMATS, max_pixels), where)
+
+
+def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
+    """A PIL image as `decode_image` gives it. Raises DataError likewise."""
     if image.mode not in IMAGE_MODES:
         raise DataError(f"{where}: found pixel mode {image.mode}; allowed: 8-bit ({', '.join(IMAGE_MODES)})")
     try:
@@ -131,6 +135,6 @@ def encode_clean(clean: np.ndarray) -> bytes:
     return _encode(Image.fromarray(_checked(clean, np.bool_)), "PNG")
 
 
-def encode_jpeg(image: np.ndarray) -> bytes:
-    """uint8[H,W,3] RGB as JPEG, quality 95, no chroma subsampling."""
-    return _encode(Image.fromarray(_checked(image, np.uint8, 3)), "JPEG", quality=95, subsampling=0)
+def encode_jpeg(image: np.ndarray, quality: int = 95, subsampling: int = 0) -> bytes:
+    """uint8[H,W,3] RGB as JPEG; subsampling of the colours: 0 none, 2 half of both sides."""
+    return _encode(Image.fromarray(_checked(image, np.uint8, 3)), "JPEG", quality=quality, subsampling=subsampling)

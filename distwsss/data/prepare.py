@@ -1,4 +1,5 @@
-"""The stage `prepare`: checks a data set as a whole, then writes its image shards. Called by `cli` and by `evaluate`.
+"""The stage `prepare`: checks a data set as a whole, then writes its image shards. Called by `pipeline` and by
+`evaluate`.
 
 A first pass decodes every image and mask and finds all problems of both splits; only then is anything written: nothing
 (`--on-bad fail`), or all but the images that have problems (`quarantine`), whose ids the index records. Masks travel as
@@ -15,16 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distwsss.config.schema import Config
+from distwsss.config import Config
 from distwsss.data.check import listing_problems
 from distwsss.data.image_shards import plan_shards, write_shards
 from distwsss.data.shards.format import INDEX
-from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Item, Listing, mask_digest
 from distwsss.errors import ConfigError, DataError, report_problems
-from distwsss.runtime.artifacts import check_same, fingerprint, free_space_check, sha256_bytes, write_bytes
+from distwsss.runtime.artifacts import (
+    check_same,
+    fingerprint,
+    free_space_check,
+    read_json,
+    sha256_bytes,
+    write_bytes,
+    write_json,
+)
+from distwsss.runtime.layout import ROLES, Role, images_dir, quarantine_file, source_file
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
@@ -65,7 +75,8 @@ def prepare(config: Config, on_bad: str = "fail") -> None:
     were made from other data, masks or parameters, or with images left out and now `fail`.
     """
     splits = []
-    for role, name in (("train", config.data.train_split), ("val", config.data.val_split)):
+    for role in ROLES:
+        name = split_of(config, role)
         listing = DATASETS[config.data.dataset](config.data, name)
         if listing.items:
             splits.append(_split(name, listing, images_dir(config, role), labelled=role == "train"))
@@ -74,6 +85,12 @@ def prepare(config: Config, on_bad: str = "fail") -> None:
         else:
             log.info(f"prepare: {_empty(name, listing)}; skipped")
     _prepare(config, splits, on_bad)
+    write_json(source_file(config), {"root": _absolute_root(config)})
+
+
+def split_of(config: Config, role: Role) -> str:
+    """The name of the list of what is trained on, or evaluated on."""
+    return config.data.train_split if role == "train" else config.data.val_split
 
 
 def prepare_split(config: Config, split: str, folder: Folder | Callable[[str], Folder]) -> Folder:
@@ -88,6 +105,30 @@ def prepare_split(config: Config, split: str, folder: Folder | Callable[[str], F
         folder = folder(fingerprint([_parameters(config, split, listing, []), _truth_digest(listing.items)]))
     _prepare(config, [_split(split, listing, folder, labelled=False)], "fail")
     return folder
+
+
+def holds_split(index: ShardIndex, config: Config, split: str) -> bool:
+    """Whether a run's image shards hold `split` of `config.data`: its images, and the masks that are there now.
+
+    They do as far as they are of that split with the same keys where no root is named, or where the one they were made
+    from is gone.
+    """
+    if index.parameters.get("split") != split or index.parameters.get("data") != data_parameters(config):
+        return False
+    root, source = _absolute_root(config), source_file(config)
+    if root is None:
+        return True
+    if not Path(root).is_dir() and source.is_file() and read_json(source)["root"] == root:
+        log.info(f"{index.folder}: taken for split `{split}` of `data.root` {root}, which is gone")
+        return True
+    listing = DATASETS[config.data.dataset](config.data, split)
+    left_out = index.parameters.get(QUARANTINED, [])
+    same = fingerprint(index.parameters) == fingerprint(_parameters(config, split, listing, left_out))
+    return same and index.extra.get("truth") == _truth_digest(_without(listing.items, left_out))
+
+
+def _absolute_root(config: Config) -> str | None:
+    return config.data.root and str(Path(config.data.root).absolute())
 
 
 def _empty(name: str, listing: Listing) -> str:
@@ -132,7 +173,7 @@ def _quarantine(config: Config, pending: list[_Split]) -> None:
         if not split.items:
             title = f"split `{split.name}`: none of {len(split.reasons)} images can be used; nothing was written"
             raise DataError(report_problems(title, _problems([split])))
-    path = config.run_dir / "prepare" / "quarantine.jsonl"
+    path = quarantine_file(config, "prepare")
     anew = {split.name for split in pending}
     old = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     lines = [line for line in old if json.loads(line)["split"] not in anew]  # of splits that are complete
@@ -149,12 +190,16 @@ def _print_counts(split: _Split) -> None:
     log.info(f"prepare: {split.name}: {len(split.reasons)} in = {len(index)} out + {left_out} quarantined")
 
 
+def data_parameters(config: Config) -> dict[str, Any]:
+    """The keys of `data` that image shards depend on."""
+    return {key: value for key, value in config.data.parameters().items() if key not in OF_MASKS}
+
+
 def _parameters(config: Config, split: str, listing: Listing, quarantined: list[str]) -> dict[str, Any]:
     """What the index records and its fingerprint covers; without masks. The content is that of the whole listing."""
-    data = {key: value for key, value in config.data.parameters().items() if key not in OF_MASKS}
     content = [[item.name, item.labels, _size(item.image)] for item in _by_name(listing.items)]
     parameters = {
-        "data": data,
+        "data": data_parameters(config),
         "prepare": config.prepare.parameters(),
         "split": split,
         "classes": listing.classes,

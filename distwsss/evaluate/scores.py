@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distwsss.config.schema import CRF_PARAMS, Config
+from distwsss.config.crf import CRF_PARAMS
+from distwsss.config.schema import Config
 from distwsss.runtime.artifacts import flatten, read_json
+from distwsss.runtime.layout import checkpoints_dir, segmenter_dir
 
 COLUMNS = {"single": "single scale", "single_crf": "+ CRF", "multi": "multi-scale + flip", "multi_crf": "+ CRF"}
 VOC_VAL_IMAGES = 1449
@@ -46,7 +48,7 @@ def describe_checkpoint(config: Config, folder: Path) -> dict[str, Any]:
     The run's own checkpoints were trained with the run's configuration; others say only what they record.
     """
     known: dict[str, Any] = {}
-    if folder.resolve().parent == (config.run_dir / "train" / "checkpoints").resolve():
+    if folder.resolve().parent == checkpoints_dir(segmenter_dir(config)).resolve():
         train = config.train
         known = {"labels": train.labels, "loss": train.loss, "temperature": train.temperature}
         known["t"] = train.vote_threshold or config.vote_threshold()
@@ -124,9 +126,14 @@ def print_scores(record: dict[str, Any]) -> None:
     for note in record["notes"]:
         print(f"note: {note}")
     rows = table_rows(record)
+    print_table(rows, (1, len(rows) - 1))
+
+
+def print_table(rows: list[list[str]], rules: tuple[int, ...] = (1,)) -> None:
+    """Aligned columns on stdout; a rule above each row number of `rules`."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        if number in (1, len(rows) - 1):
+        if number in rules:
             print("-" * (sum(widths) + 2 * len(widths) - 2))
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells))

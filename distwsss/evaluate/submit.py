@@ -1,4 +1,5 @@
-"""The archive that the evaluation server of PASCAL VOC 2012 takes: a label map of every test image. Called by `cli`.
+"""The archive that the evaluation server of PASCAL VOC 2012 takes: a label map of every test image. Called by
+`pipeline`.
 
 What it takes, as public sources say (not tried against the server): a .tgz or .tar.gz, no plain .tar, of
 `results/VOC2012/Segmentation/comp6_test_cls/ID.png`. That is the development kit's path of results,
@@ -21,15 +22,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from distwsss.config.schema import Config, CRFParams
+from distwsss.config.crf import CRFParams
+from distwsss.config.schema import Config
 from distwsss.data.check import listing_problems
 from distwsss.data.images import decode_image, decode_mask, encode_palette
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Item, read_source
 from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError, report_problems
-from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device, predict_probabilities
-from distwsss.evaluate.postprocess import bounded_pool, crf_labels
+from distwsss.inference.postprocess import bounded_pool, crf_labels
+from distwsss.inference.segmenter import open_segmenter
 from distwsss.runtime.artifacts import atomic_path
 from distwsss.runtime.progress import log, track
 
@@ -57,16 +59,16 @@ def submit(
     DataError with all problems.
     """
     _check_request(config, output)
-    folder = checkpoint_folder(config, checkpoint)
-    device = pick_device(config.hardware.device)
-    model = load_segmenter(folder, device)
-    if list(model.classes) != VOC_CLASSES:
-        found = ", ".join(model.classes)
-        raise DataError(f"{folder}: a segmenter of {found}; allowed: VOC's background and 20 classes, in their order")
+    segmenter = open_segmenter(config, checkpoint)
+    if segmenter.classes != VOC_CLASSES:
+        found = ", ".join(segmenter.classes)
+        raise DataError(
+            f"{segmenter.folder}: a segmenter of {found}; allowed: VOC's background and 20 classes, in their order"
+        )
     items, params = _images(config, split), config.evaluate.crf if crf else None
 
     def predict(image: np.ndarray) -> Tensor:
-        return predict_probabilities(model, image, config, multi_scale, device)
+        return segmenter.probabilities(image, multi_scale)
 
     with atomic_path(output) as temporary:
         with _archive(temporary) as tar:
@@ -75,7 +77,7 @@ def submit(
         if problems:
             raise DataError(report_problems(f"{output}: not written, the server would refuse it", problems))
     how = f"{'multi-scale + flip' if multi_scale else 'single scale'}, {'CRF' if params else 'no CRF'}"
-    log.info(f"submit: {output}: {len(items)} label maps by {folder} ({how}), read back and checked")
+    log.info(f"submit: {output}: {len(items)} label maps by {segmenter.folder} ({how}), read back and checked")
     return len(items)
 
 

@@ -1,6 +1,6 @@
 """Positive-negative hybrid learning on clean and noisy pixels (METHOD section 4, Eq. 3-10).
 
-Called by `train.terms`; `data.batches` draws the complementary labels, `evaluate.inference` uses the constraint.
+Called by `train.terms`; `data.batches.loader` draws the complementary labels, `inference.views` uses the constraint.
 Every term is (sum, count); the pixels' losses and the gradient are made by `losses.pixel_losses`.
 """
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample, softplus
 
-from distwsss.config.schema import Mask2FormerSection
+from distwsss.config.networks import Mask2FormerSection
 
 UNUSABLE = 1e10  # cost in place of one that is not finite: the loss will not be either, which the loop reports
 

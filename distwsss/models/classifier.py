@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.models.backbones.build import Backbone
 
 

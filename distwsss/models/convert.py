@@ -1,4 +1,4 @@
-"""`distwsss convert-weights`: any file of weights as one safetensors file, under our names. Called by `cli`."""
+"""`distwsss convert-weights`: any file of weights as one safetensors file, under our names. Called by `pipeline`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from distwsss.config.schema import FROM_FILE, BackboneSection, TrainSection
+from distwsss.config.networks import FROM_FILE, BackboneSection
+from distwsss.config.stages import TrainSection
 from distwsss.errors import ConfigError
 from distwsss.models.backbones.build import Backbone
 from distwsss.models.segmenters import build_segmenter

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.models.backbones.build import Backbone
 
 ASPP_RATES = (6, 12, 18, 24)

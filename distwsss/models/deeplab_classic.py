@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.models.backbones.build import Backbone
 from distwsss.models.backbones.resnet_caffe import output_side
 from distwsss.models.deeplab import ASPP

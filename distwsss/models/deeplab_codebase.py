@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.models.backbones.build import Backbone, group_norms
 from distwsss.models.deeplab import ASPP_RATES
 

@@ -1,7 +1,9 @@
 """`save_pretrained` / `from_pretrained`: a folder with `model.safetensors` and `config.json`.
 
-Written by `train.checkpoint`; read by `seeds`, `evaluate` and users. Nothing is unpickled. The stages read a checkpoint
-only after `verified_checkpoint` has compared it with its manifest.
+Written by `train.checkpoint`; read by `seeds`, `inference` and users. Nothing is unpickled. The stages read a
+checkpoint only after `verified_checkpoint` has compared it with its manifest. `config.json` says how to build the
+network and, under `inference`, what whoever uses it must know: mean, std, and of a segmenter align_corners and
+temperature.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
@@ -23,25 +25,38 @@ from distwsss.models.weights.backbone import load_exactly
 from distwsss.runtime.artifacts import manifest_problems, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+INFERENCE = ("mean", "std", "align_corners", "temperature")  # attributes of networks; a classifier has the first two
 
 
 def save_pretrained(model: nn.Module, folder: Path) -> None:
     """Weights and what is needed to build the network again, into an existing `folder`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_weights(weights, model.architecture(), folder)
+    save_weights(weights, description(model), folder)
 
 
-def save_weights(weights: dict[str, Tensor], architecture: dict[str, Any], folder: Path) -> None:
-    """`save_pretrained` of tensors that are on the CPU and contiguous already."""
+def save_weights(weights: dict[str, Tensor], described: dict[str, Any], folder: Path) -> None:
+    """`save_pretrained` of tensors that are on the CPU and contiguous already, and a network's `description`."""
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, architecture)
+    write_json(folder / CONFIG, described)
 
 
-def verified_checkpoint(folder: Path) -> Path:
-    """`folder`, if it is a checkpoint whose files are those its manifest names; else CheckpointError."""
+def description(model: nn.Module) -> dict[str, Any]:
+    """What config.json says of a network."""
+    known = {name: getattr(model, name) for name in INFERENCE if hasattr(model, name)}
+    return {**model.architecture(), "inference": known}
+
+
+def verified_checkpoint(folder: Path, exported: bool = False) -> Path:
+    """`folder`, if it is a checkpoint whose files are those its manifest names; else CheckpointError.
+
+    exported: so is what `save_pretrained` wrote, which has no manifest and no record of a training.
+    """
+    folder = folder.absolute()
     if not folder.is_dir():
         found = "is a file" if folder.is_file() else "no such folder"
         raise CheckpointError(f"{folder}: {found}; allowed: a checkpoint folder, step-NNNNNNNN")
+    if exported and {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG}:
+        return folder
     problems = manifest_problems(folder)
     if problems:
         raise CheckpointError(report_problems(f"{folder}: damaged, or not a checkpoint; use another one", problems))
@@ -52,20 +67,27 @@ def _build(folder: Path, output_stride: int | None) -> nn.Module:
     path = folder / CONFIG
     try:
         architecture = read_json(path)
+        inference = architecture.pop("inference", {})  # checkpoints from before it was there: their network's own
         if output_stride:
             architecture["backbone"]["output_stride"] = output_stride
         if architecture["kind"] == "classifier":
             section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
             layer = architecture.get("dropout_layer", "dropout7")  # checkpoints from before it was a key
-            return Classifier(section, architecture["classes"], architecture["dropout"], layer)
-        if architecture["kind"] in SEGMENTERS:
-            return rebuild_segmenter(architecture)
+            model: nn.Module = Classifier(section, architecture["classes"], architecture["dropout"], layer)
+        elif architecture["kind"] in SEGMENTERS:
+            model = rebuild_segmenter(architecture)
+        else:
+            known = ", ".join(SEGMENTERS)
+            raise CheckpointError(f"{path}: kind {architecture['kind']!r}; allowed: classifier, {known}")
+        for name in INFERENCE:
+            if name in inference:
+                setattr(model, name, inference[name])
     except OSError as error:
         found = f"cannot be read ({error.strerror})"
         raise CheckpointError(f"{path}: {found}; allowed: a checkpoint folder, step-NNNNNNNN") from error
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{path}: does not describe a network of this version ({error})") from error
-    raise CheckpointError(f"{path}: kind {architecture['kind']!r}; allowed: classifier, {', '.join(SEGMENTERS)}")
+    return model
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection, Mask2FormerSection
+from distwsss.config.networks import BackboneSection, Mask2FormerSection
 from distwsss.models.backbones.build import IMAGENET_MEAN, IMAGENET_STD
 from distwsss.models.backbones.transformers import checkpoint_blocks, described, drop_both_branches, prepare
 

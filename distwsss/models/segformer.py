@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.models.backbones.build import IMAGENET_MEAN, IMAGENET_STD, group_norms
 from distwsss.models.backbones.transformers import checkpoint_blocks, described, prepare
 

@@ -1,7 +1,8 @@
-"""Segmenters by name. Contract (DESIGN, Segmenter), held by `tests/unit/test_segmenters.py`:
+"""Segmenters by name. Contract (DESIGN, Segmenter), held by `tests/unit/models/test_segmenters.py`:
 
 `forward(images: B,3,H,W) -> logits: B,K,h,w` with softmax(logits) the class distribution; attributes `mean`, `std`,
-`stride`, `classes` (background first), `align_corners` (how logits are brought to another size, bilinear);
+`stride`, `classes` (background first), `align_corners` (how logits are brought to another size, bilinear),
+`temperature` (tau of the constraint it was trained with, None without; set by who builds it);
 `training_outputs(images)` a list of logits the loss is summed over (Mask2Former's set loss needs more: `SetOutputs`),
 and `loss_sizes(H, W)` the size at which each of them meets the labels: (H, W) itself, or the logits' own, to which the
 labels are then resized; `checkpoint_activations()` trades a second forward of the backbone's blocks for their
@@ -15,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from distwsss.config.schema import BackboneSection, TrainSection
+from distwsss.config.networks import BackboneSection
+from distwsss.config.stages import TrainSection
 from distwsss.models.deeplab import DeepLab
 from distwsss.models.deeplab_classic import ClassicDeepLab
 from distwsss.models.deeplab_codebase import WIDTHS, CodebaseDeepLab
@@ -40,6 +42,8 @@ def build_segmenter(section: TrainSection, classes: list[str]) -> nn.Module:
         backbone = backbone.model_copy(update={"pretrained": False, "weights": None})
     kind = section.model if section.lineage == "plain" else f"{section.model}_{section.lineage}"
     model = SEGMENTERS[kind](backbone=backbone, classes=classes, **_options(section))
+    # no constraint is on plain cross-entropy, whatever the key says
+    model.temperature = None if section.loss == "cross_entropy" else section.temperature
     if section.weights:
         load_network(model, section.weights, kind)
     return model

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from torch import nn
-
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_clean, decode_image, decode_mask
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import read_fields, read_json_field, read_truth
-from distwsss.evaluate.predict import predict_labels
+from distwsss.inference.segmenter import Segmenter
 from distwsss.report import pictures
 
 LOOKED_AT = 500  # images considered for showing
@@ -91,13 +88,12 @@ def gallery(
     images: ShardIndex,
     seeds: ShardIndex | None,
     pseudo: ShardIndex | None,
-    model: nn.Module | None,
-    device: object,
+    segmenter: Segmenter | None,
     count: int,
 ) -> list[Row]:
     """Rows for `count` images of `images`: photo, each seed, pseudo-label, votes, clean / noisy, prediction, truth.
 
-    `seeds`, `pseudo` and `model` are None where their stage was not run; then their pictures are left out.
+    `seeds`, `pseudo` and `segmenter` are None where their stage was not run; then their pictures are left out.
     """
     in_seeds, in_pseudo = _places(seeds), _places(pseudo)
     rows = []
@@ -110,9 +106,8 @@ def gallery(
             row.tiles += _seed_tiles(seeds, in_seeds[key])
         if pseudo is not None and key in in_pseudo:
             row.tiles += _vote_tiles(pseudo, in_pseudo[key], config)
-        if model is not None:
-            predicted: np.ndarray = predict_labels(model, image, config, False, False, device)
-            row.tiles.append(("prediction", pictures.label_map(predicted)))
+        if segmenter is not None:
+            row.tiles.append(("prediction", pictures.label_map(segmenter.predict(image).labels)))
         truth = read_truth(images, *place)
         if truth is not None:
             row.tiles.append(("truth", pictures.label_map(truth)))

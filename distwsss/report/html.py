@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with its numbers, curves and photographs. Called by `cli`.
+"""The report of a run: one HTML page with its numbers, curves and photographs. Called by `pipeline`.
 
 Every stage's part is read from what the stage wrote; where a stage was not run the page says so.
 """
@@ -8,19 +8,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distwsss.config.crf import CRFParams
 from distwsss.config.load import dump_yaml
-from distwsss.config.schema import Config, CRFParams
+from distwsss.config.schema import Config
 from distwsss.data.images import voc_palette
 from distwsss.data.shards.format import INDEX
-from distwsss.data.shards.index import ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.errors import CheckpointError
-from distwsss.evaluate.inference import checkpoint_folder, load_segmenter, pick_device
 from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, table_rows
+from distwsss.inference.segmenter import open_segmenter
 from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
-from distwsss.report.plots import line_plot, read_metrics, series
+from distwsss.report.plots import line_plot, series
 from distwsss.report.quality import seeds_table, threshold_table
 from distwsss.runtime.artifacts import flatten, read_json, write_bytes
+from distwsss.runtime.layout import (
+    ROLES,
+    Role,
+    classifier_dir,
+    describing_files,
+    evaluate_dir,
+    images_dir,
+    metrics_file,
+    pointer,
+    pseudo_dir,
+    quality_file,
+    report_file,
+    seeds_dir,
+    segmenter_dir,
+)
+from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
@@ -64,7 +81,7 @@ def _class_counts(index: ShardIndex) -> list[int]:
     return counts
 
 
-def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
+def _data(config: Config, indexes: dict[Role, ShardIndex]) -> str:
     if not indexes:
         return page.section("Data", page.missing("prepare"))
     facts: dict[str, str] = {"data set": config.data.dataset}
@@ -84,7 +101,7 @@ def _data(config: Config, indexes: dict[str, ShardIndex]) -> str:
 
 
 def _made_by(config: Config) -> str:
-    train, seeds, run = config.train, config.seeds, config.run_dir
+    train, seeds, files = config.train, config.seeds, describing_files(config)
     t = train.vote_threshold or config.vote_threshold()
     facts = {
         "classifiers": f"{config.classify.backbone.name}, dropout p = {', '.join(map(str, config.classify.dropouts))}, "
@@ -97,13 +114,13 @@ def _made_by(config: Config) -> str:
         "seed of the random numbers": str(config.seed),
     }
     parts = [page.pairs(facts)]
-    command, environment = run / "command.txt", _json(run / "env.json")
+    command, environment = files["command"], _json(files["environment"])
     if command.is_file():
         parts.append(page.details("last command", command.read_text(encoding="utf-8")))
     if environment:
         lines = [f"{name}: {value}" for name, value in flatten(environment).items()]
         parts.append(page.details("versions and machine", "\n".join(lines)))
-    written = run / "config.yaml"
+    written = files["configuration"]
     resolved = written.read_text(encoding="utf-8") if written.is_file() else dump_yaml(config)
     parts.append(page.details("whole configuration", resolved))
     return page.section("What made it", *parts)
@@ -129,10 +146,10 @@ def _clean(quality: dict[str, Any] | None) -> str:
 
 
 def _curves(config: Config) -> str:
-    folders = {f"p = {p:.2f}": config.classifier_dir(p) for p in config.classify.dropouts}
-    losses = {name: series(read_metrics(path / "metrics.jsonl"), "loss") for name, path in folders.items()}
+    folders = {f"p = {p:.2f}": classifier_dir(config, p) for p in config.classify.dropouts}
+    losses = {name: series(read_metrics(metrics_file(folder)), "loss") for name, folder in folders.items()}
     losses = {name: points for name, points in losses.items() if points}
-    metrics = read_metrics(config.run_dir / "train" / "metrics.jsonl")
+    metrics = read_metrics(metrics_file(segmenter_dir(config)))
     charts = [("Classifier loss", losses)]
     charts.append(("Segmenter loss and its parts", {n: series(metrics, n) for n in ("loss", "positive", "negative")}))
     shares = {"clean share": series(metrics, "clean_share") or series(metrics, "positive_share")}
@@ -176,27 +193,26 @@ def _rows(rows: list[Row]) -> list[str]:
     ]
 
 
-def _photographs(config: Config, indexes: dict[str, ShardIndex]) -> str:
+def _photographs(config: Config, indexes: dict[Role, ShardIndex]) -> str:
     if not indexes or not config.report.images:
         return page.section("Photographs", page.missing("prepare") if not indexes else "")
-    device = pick_device(config.hardware.device)
     seeds, pseudo = _index(seeds_dir(config), "seeds"), _index(pseudo_dir(config), "pseudo")
     try:
-        model = load_segmenter(checkpoint_folder(config), device)
+        segmenter = open_segmenter(config)
     except CheckpointError:
-        if (config.run_dir / "train" / "checkpoints" / config.evaluate.checkpoint).is_file():
+        if pointer(segmenter_dir(config), config.evaluate.checkpoint).is_file():
             raise  # there is one, and it is damaged
-        model = None
+        segmenter = None
     voters = len(pseudo.extra["seeds"]) if pseudo else len(config.voting_seeds())
     parts = [_legend(voters, next(iter(indexes.values())).classes)]
-    parts += [page.missing(name) for name, piece in (("seeds", seeds or pseudo), ("train", model)) if piece is None]
+    parts += [page.missing(name) for name, piece in (("seeds", seeds or pseudo), ("train", segmenter)) if piece is None]
     if "train" in indexes:
-        rows = gallery(config, indexes["train"], seeds, pseudo, model, device, config.report.images)
+        rows = gallery(config, indexes["train"], seeds, pseudo, segmenter, config.report.images)
         note = page.paragraph("Predictions are single scale, without CRF.", "quiet")
         parts += [f"<h3>train</h3>{note}", *_rows(rows)]
     if "val" in indexes:
         count = (config.report.images + 1) // 2
-        parts += ["<h3>val</h3>", *_rows(gallery(config, indexes["val"], None, None, model, device, count))]
+        parts += ["<h3>val</h3>", *_rows(gallery(config, indexes["val"], None, None, segmenter, count))]
     return page.section("Photographs", *parts)
 
 
@@ -205,10 +221,10 @@ def write_report(config: Config) -> Path:
 
     Raises ShardError or CheckpointError for damaged results; missing ones are shown as "not run".
     """
-    found = {role: _index(images_dir(config, role), "images") for role in ("train", "val")}
+    found = {role: _index(images_dir(config, role), "images") for role in ROLES}
     indexes = {role: index for role, index in found.items() if index is not None}
-    quality = _json(config.run_dir / "seeds" / "quality.json")
-    records = {path.stem: read_json(path) for path in sorted((config.run_dir / "evaluate").glob("*.json"))}
+    quality = _json(quality_file(config))
+    records = {path.stem: read_json(path) for path in sorted(evaluate_dir(config).glob("*.json"))}
     evaluations = {name: record for name, record in records.items() if "miou" in record}
     sections = [
         _headline(evaluations, quality),
@@ -220,7 +236,7 @@ def write_report(config: Config) -> Path:
         _evaluations(evaluations),
         _photographs(config, indexes),
     ]
-    path = config.run_dir / "report" / "index.html"
+    path = report_file(config)
     write_bytes(path, page.page(f"distwsss: {config.name}", sections).encode("utf-8", "replace"))
     log.info(f"report: {path}")
     return path

@@ -9,7 +9,6 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from distwsss.report.pictures import data_uri
-from distwsss.runtime.metrics import read_metrics as read_metrics
 
 Series = dict[str, list[tuple[float, float]]]
 

@@ -129,6 +129,12 @@ def manifest_problems(folder: Path) -> list[str]:
     return problems
 
 
+def recorded_sha256(folder: Path, name: str) -> str:
+    """What the manifest of `folder` says of one of its files: after the folder was verified, its sha256."""
+    digest: str = read_json(folder / MANIFEST)["files"][name]["sha256"]
+    return digest
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Manifest, sync, rename. `final` must not exist."""
     write_manifest(temporary)

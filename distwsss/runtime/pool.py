@@ -1,4 +1,4 @@
-"""Local worker processes. Called by `data`, `seeds.generate` and `evaluate.postprocess`. Imports no torch."""
+"""Local worker processes. Called by `data`, `seeds.generate` and `inference.postprocess`. Imports no torch."""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from distwsss.runtime import ranks
 
 log = logging.getLogger("distwsss")
 Item = TypeVar("Item")
@@ -31,8 +32,7 @@ def setup_logging(debug: bool = False) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
-    quiet = int(os.environ.get("RANK", "0")) != 0
-    log.setLevel(logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO)
+    log.setLevel(logging.WARNING if ranks.rank() != 0 else logging.DEBUG if debug else logging.INFO)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Ray: the only file that imports it. Runs chunks of work on actors, here or on a cluster. Called by `seeds.generate`
+"""Ray: the only file that imports it. Runs chunks of work on actors, here or on a cluster. Called by `seeds.on_ray`
 and `train.stages`; takes plain functions and imports no torch.
 
 A chunk has parts, done by the first step's function on one kind of actor, and an end, done by the last step's on
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distwsss.config.schema import RaySection
-from distwsss.errors import ConfigError, LaunchError, RunError, report_problems
+from distwsss.config.hardware import RaySection
+from distwsss.errors import ConfigError, LaunchError, RunError, no_cuda, report_problems
 from distwsss.runtime.progress import log
 from distwsss.runtime.stop import sigterm_interrupts
 from distwsss.runtime.storage import Folder
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`name` is for messages; the end's function gets `task` and the list of the parts' results."""
+    """`name` is for messages; the end's function gets `task` and, where there are parts, the list of their results."""
 
     name: str
     task: Any
@@ -58,6 +58,40 @@ class Step:
     actors: int
     cpus: float
     gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A step before it is known what the cluster has. jobs: how often it is done; gpus: of which each actor takes so
+    much where there are any (0: it needs none); actors: as many as the configuration says, None: as many as fit;
+    all_cpus: an actor computes on all CPUs that are there for it, not on one."""
+
+    function: Callable[..., Any]
+    jobs: int
+    gpus: float = 0.0
+    actors: int | None = None
+    all_cpus: bool = False
+
+
+def schedule(wanted: Sequence[Wanted], device: str, cpus: float, gpus: float) -> list[Step]:
+    """Actors of each step as a cluster of so many CPUs and GPUs allows: at least one of each, no more than there are
+    jobs for, fractions of a CPU where there are fewer than actors. Steps without a GPU get the CPUs that others leave.
+
+    device: `hardware.device`. Raises ConfigError for CUDA without a GPU.
+    """
+    if device == "cuda" and not gpus:
+        raise no_cuda("the Ray cluster")
+    gpus = 0.0 if device == "cpu" else gpus
+    counts: list[int] = []
+    for step in wanted:
+        on_gpu = step.gpus and gpus
+        fitting = int(gpus / step.gpus if on_gpu else cpus - sum(counts) if gpus else cpus)
+        counts.append(max(1, min(step.actors or fitting, step.jobs)))
+    share = int(100 * cpus / sum(counts)) / 100
+    return [
+        Step(step.function, count, share if step.all_cpus else min(1.0, share), step.gpus if gpus else 0.0)
+        for step, count in zip(wanted, counts, strict=True)
+    ]
 
 
 @dataclass
@@ -176,24 +210,17 @@ def resources() -> tuple[float, float]:
 class _Worker:
     """Runs what it is sent, in a process of its own. `_Pool` makes actors of it."""
 
-    def call(self, function: Callable[..., Any], task: Any, results: tuple[Any, ...] | None) -> tuple[Done, Any]:
-        return _call(function, task, results)
-
-    def call_with(self, function: Callable[..., Any], task: Any, *results: Any) -> tuple[Done, Any]:
+    def call(self, function: Callable[..., Any], task: Any, *results: Any) -> tuple[Done, Any]:
         """References among the arguments arrive as values, but not inside a list: hence the star."""
-        return _call(function, task, results)
+        import ray
 
-
-def _call(function: Callable[..., Any], task: Any, results: tuple[Any, ...] | None) -> tuple[Done, Any]:
-    import ray
-
-    node = str(ray.get_runtime_context().get_node_id())
-    try:
-        return Done(node), function(task) if results is None else function(task, list(results))
-    except Exception as error:
-        logging.getLogger(__name__).error(traceback.format_exc())  # to the worker's log file
-        error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold arrays
-        return Done(node, error), None
+        node = str(ray.get_runtime_context().get_node_id())
+        try:
+            return Done(node), function(task, list(results)) if results else function(task)
+        except Exception as error:
+            logging.getLogger(__name__).error(traceback.format_exc())  # to the worker's log file
+            error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold arrays
+            return Done(node, error), None
 
 
 @dataclass(eq=False)
@@ -304,12 +331,9 @@ class _Loop:
     def _issue(self, pool: _Pool, job: _Job, actor: _Actor) -> None:
         function, chunk = pool.step.function, job.state.chunk
         job.issued, job.attempts = time.monotonic(), job.attempts + 1
-        options = {"name": job.label, "num_returns": 2}
-        if job.part:
-            call = actor.handle.call.options(**options).remote(function, job.part.task, None)
-        else:
-            call = actor.handle.call_with.options(**options).remote(function, chunk.task, *job.state.results)
-        done, value = call
+        call = actor.handle.call.options(name=job.label, num_returns=2)
+        arguments = [job.part.task] if job.part else [chunk.task, *job.state.results]
+        done, value = call.remote(function, *arguments)
         self.running[done] = (job, actor, pool, value)
 
     def collect(self) -> Iterator[tuple[Chunk, Part | None, Any]]:

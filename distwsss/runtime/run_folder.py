@@ -1,4 +1,4 @@
-"""The run folder: lock, resolved configuration, command line, environment and exit code. Called by `cli`."""
+"""The run folder: lock, resolved configuration, command line, environment and exit code. Called by `pipeline`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -18,13 +17,16 @@ from filelock import FileLock, Timeout
 
 import distwsss
 from distwsss.config import Config
+from distwsss.config.hardware import CREDENTIALS
 from distwsss.config.load import dump_yaml
-from distwsss.errors import ConfigError, RunError, report_problems
+from distwsss.errors import DistwsssError, RunError
+from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import write_bytes, write_json
-from distwsss.runtime.storage import CREDENTIALS
+from distwsss.runtime.layout import describing_files
 
 PACKAGES = ["torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow", "pydensecrf2", "pydantic"]
 ENVIRONMENT = ["OMP_NUM_THREADS", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"]
+FROM_PYTHON = "(from Python, no command line)"
 SECRET = re.compile(r"(token|secret|password)([^=\s]*)=\S+", re.IGNORECASE)
 
 
@@ -68,50 +70,51 @@ def environment() -> dict[str, Any]:
     }
 
 
-def check_absolute_roots(config: Config) -> None:
-    """For a Ray cluster, where a relative folder would lie in some process's own working folder. Raises ConfigError."""
-    roots: dict[str, Any] = {"paths.run": config.run_dir, "paths.shards": config.shard_dir}
-    if config.classify.backbone.weights:
-        roots["classify.backbone.weights"] = Path(config.classify.backbone.weights)
-    problems = [
-        f"`{key}`: found {folder}; allowed: an absolute path on storage that all nodes share"
-        + (", or a URL such as s3://BUCKET/PREFIX" if key == "paths.shards" else "")
-        for key, folder in roots.items()
-        if isinstance(folder, Path) and not folder.is_absolute()
-    ]
-    if problems:
-        raise ConfigError(report_problems("work on the Ray cluster at RAY_ADDRESS", problems))
-
-
 @contextmanager
-def open_run(config: Config, describe: bool = True) -> Iterator[Path]:
-    """Lock the run folder and `describe` what is run in it; rank 0 only, the other ranks go straight on.
+def open_run(config: Config, command: str | None, describe: bool = True) -> Iterator[None]:
+    """Lock the run folder, `describe` what is run in it, and record how it ends; rank 0 only, others go straight on.
 
-    Raises RunError when another process holds the lock. `exit.json` is written by `record_exit`.
+    command: what command.txt says, None where Python called. Raises RunError when another process holds the lock.
     """
-    folder = config.run_dir
-    if int(os.environ.get("RANK", "0")) != 0:
-        yield folder
+    if ranks.rank() != 0:
+        yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    files = describing_files(config)
+    files["lock"].parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(files["lock"])
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        folder = files["lock"].parent
         raise RunError(f"{folder}: locked, another distwsss works on it; wait for it or choose another name") from None
     try:
         if describe:
-            write_bytes(folder / "config.yaml", config_text(config))
-            write_bytes(folder / "command.txt", f"{masked(' '.join(sys.argv))}\n".encode())
-            write_json(folder / "env.json", environment())
-        yield folder
+            write_bytes(files["configuration"], config_text(config))
+            write_bytes(files["command"], f"{masked(command or FROM_PYTHON)}\n".encode())
+            write_json(files["environment"], environment())
+        with _exit_recorded(files["exit"]):
+            yield
     finally:
         lock.release()
 
 
-def record_exit(folder: Path, code: int, message: str) -> None:
+@contextmanager
+def _exit_recorded(path: Path) -> Iterator[None]:
     """`exit.json`: torchrun and `ray job submit` return 1 for any of our codes."""
-    if folder.is_dir() and int(os.environ.get("RANK", "0")) == 0:
+    code, message = 1, "ended unexpectedly"
+    try:
+        yield
+        code, message = 0, "ok"
+    except DistwsssError as error:
+        code, message = error.exit_code, str(error)
+        raise
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with suppress(OSError, RunError):  # a full disk: the error that ends the run is the one to show
-            write_json(folder / "exit.json", {"code": code, "message": masked(message), "time": now})
+            write_json(path, {"code": code, "message": masked(message), "time": now})

@@ -1,15 +1,14 @@
 """Folders of shards wherever they lie: a `pathlib.Path`, or a `Remote` on an object store, named by an fsspec URL.
 
-`Config.shard_dir` makes one with `folder_at`; the stages go on with `folder / name`. A Remote has the methods of Path
+`runtime.layout` makes one with `folder_at`; the stages go on with `folder / name`. A Remote has the methods of Path
 that shards need, and two of its own. Objects appear whole or not at all, so nothing is renamed: one PUT publishes.
-Imports nothing of ours but errors, and fsspec only when a URL is opened.
+fsspec is imported only when a URL is opened.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from distwsss.config.hardware import CREDENTIALS, EXTRAS
 from distwsss.errors import ConfigError, DistwsssError, ShardError
 
-CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> our extra that installs its package
 # s3fs splits from 100 MB on, unless told that a part may be as large as S3 takes in one PUT
 ONE_PUT: dict[str, dict[str, Any]] = {"s3": {"chunksize": 5 << 30}, "s3a": {"chunksize": 5 << 30}}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distwsss.config.schema import SeedsSection
+from distwsss.config.stages import SeedsSection
 from distwsss.data.images import decode_image, decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.shards.format import INDEX, name_from_key
 from distwsss.data.shards.index import ShardIndex, load_index
@@ -26,14 +26,15 @@ from distwsss.data.shards.stage import Packed
 from distwsss.data.shards.verify import digest_problems
 from distwsss.data.shards.writer import shard_bytes
 from distwsss.errors import DataError, ShardError, report_problems
+from distwsss.maths.cam import cam_to_full, compute_cams, probabilities
+from distwsss.maths.crf import refine
+from distwsss.maths.vote import ABSTAIN, vote
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import WEIGHTS, from_pretrained
 from distwsss.runtime.artifacts import to_json
+from distwsss.runtime.device import pick_device
 from distwsss.runtime.faults import fault_point
 from distwsss.runtime.storage import Folder, version_of
-from distwsss.seeds.cam import cam_to_full, compute_cams, probabilities
-from distwsss.seeds.crf import refine
-from distwsss.seeds.vote import ABSTAIN, vote
 
 Cam = np.ndarray | str  # float16[L,h,w] at feature resolution, or why there is none
 NO_CAM = np.zeros((0, 1, 1), np.float16)  # of an image without labels
@@ -132,7 +133,7 @@ def _threads(count: int) -> Iterator[None]:
 def cam_shard(task: CamTask) -> CamResult:
     """The CAMs of every image of the shard; images of equal size share a forward, in key order."""
     index = checked_index(task.images, "images", task.shard)
-    device = "cuda" if task.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = pick_device(task.device).type
     found: dict[str, Cam] = {}
     waiting: dict[tuple[int, ...], list[_Photo]] = {}
     with _threads(task.section.threads):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distwsss.config import Config
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
 from distwsss.data.shards.format import INDEX
-from distwsss.errors import LaunchError
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ray_pool
 from distwsss.runtime.artifacts import write_json
+from distwsss.runtime.layout import check_absolute_roots, ray_file
 from distwsss.runtime.progress import log
-from distwsss.runtime.run_folder import check_absolute_roots
 from distwsss.seeds.chunk import SeedResult, SeedTask, cam_shard, seed_shard
 from distwsss.seeds.progress import SeedProgress
 
@@ -35,7 +34,8 @@ def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
         ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
-        steps = plan_steps(config.hardware, len(tasks), len(tasks[0].cams), *ray_pool.resources())
+        wanted = wanted_steps(config.hardware, len(tasks), len(tasks[0].cams))
+        steps = ray_pool.schedule(wanted, config.hardware.device, *ray_pool.resources())
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")
         for chunk, part, result in ray_pool.run_chunks(
             [_chunk(task) for task in tasks], steps, config.hardware.ray, load
@@ -45,7 +45,7 @@ def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -
                 progress.cam_done(chunk.task.shard)
             else:
                 yield chunk.task, result
-    write_json(config.run_dir / "seeds" / "ray.json", {"jobs_by_node": load.by_node, "replaced": load.replaced})
+    write_json(ray_file(config), {"jobs_by_node": load.by_node, "replaced": load.replaced})
 
 
 def _chunk(task: SeedTask) -> ray_pool.Chunk:
@@ -53,18 +53,10 @@ def _chunk(task: SeedTask) -> ray_pool.Chunk:
     return ray_pool.Chunk(f"shard {task.shard}", task, parts, "crf")
 
 
-def plan_steps(hardware: HardwareSection, shards: int, seeds: int, cpus: float, gpus: float) -> list[ray_pool.Step]:
-    """CAM actors and CRF workers as the cluster's resources allow: at least one of each, fractions of a CPU where there
-    are fewer CPUs than actors, and no more than there is work for. Raises LaunchError for CUDA without a GPU."""
-    if hardware.device == "cpu":
-        gpus = 0.0
-    if hardware.device == "cuda" and not gpus:
-        raise LaunchError("hardware.device is cuda, but the Ray cluster has no GPU; set hardware.device=auto")
-    cams = hardware.ray.cam_actors or int(gpus / hardware.ray.cam_gpus if gpus else cpus)
-    crfs = hardware.ray.crf_workers or int(cpus - cams if gpus else cpus)
-    cams, crfs = max(1, min(cams, shards * seeds)), max(1, min(crfs, shards))
-    share = min(1.0, int(100 * cpus / (cams + crfs)) / 100)
+def wanted_steps(hardware: HardwareSection, shards: int, seeds: int) -> list[ray_pool.Wanted]:
+    """CAM actors, on GPUs where there are any, and CRF workers."""
+    section = hardware.ray
     return [
-        ray_pool.Step(cam_shard, cams, share, hardware.ray.cam_gpus if gpus else 0.0),
-        ray_pool.Step(seed_shard, crfs, share),
+        ray_pool.Wanted(cam_shard, shards * seeds, section.cam_gpus, section.cam_actors),
+        ray_pool.Wanted(seed_shard, shards, actors=section.crf_workers),
     ]

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from distwsss.config.schema import OptimSection
+from distwsss.config.training import OptimSection
 from distwsss.errors import CheckpointError, RunError
 from distwsss.models.export import load_weights, save_weights
 from distwsss.runtime.artifacts import (
@@ -34,14 +34,15 @@ from distwsss.runtime.artifacts import (
     write_pointer,
 )
 from distwsss.runtime.faults import fault_point
+from distwsss.runtime.layout import BEST, LAST
 from distwsss.runtime.progress import log
 
 OPTIMIZER, TRAINER = "optimizer.pt", "trainer.json"
 States = dict[str, dict[str, Tensor]]  # parameter name -> what the optimizer keeps of it
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
 
 
 def finished_folders(checkpoints: Path) -> list[Path]:
@@ -88,7 +89,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(
-        self, weights: dict[str, Tensor], architecture: dict[str, Any], states: States | None, trainer: dict[str, Any]
+        self, weights: dict[str, Tensor], described: dict[str, Any], states: States | None, trainer: dict[str, Any]
     ) -> None:
         """`step-NNNNNNNN` from these tensors (any device), then LAST. Waits for the one before."""
         self.wait()
@@ -100,7 +101,7 @@ class CheckpointWriter:
         }
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._pending = self._thread.submit(self._write, held, architecture, kept, trainer)
+        self._pending = self._thread.submit(self._write, held, described, kept, trainer)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
@@ -109,8 +110,8 @@ class CheckpointWriter:
             self._buffers[name] = buffer
         return buffer.copy_(tensor.detach(), non_blocking=True)
 
-    def _write(self, weights: Any, architecture: Any, states: Any, trainer: dict[str, Any]) -> None:
-        write_checkpoint(self.checkpoints, weights, architecture, states, trainer, self.keep_last)
+    def _write(self, weights: Any, described: Any, states: Any, trainer: dict[str, Any]) -> None:
+        write_checkpoint(self.checkpoints, weights, described, states, trainer, self.keep_last)
         self._seconds = max(self._seconds, time.monotonic() - self._began)
 
     def slowest(self) -> float:
@@ -135,19 +136,19 @@ class CheckpointWriter:
 def write_checkpoint(
     checkpoints: Path,
     weights: dict[str, Tensor],
-    architecture: dict[str, Any],
+    described: dict[str, Any],
     states: States | None,
     trainer: dict[str, Any],
     keep_last: int,
 ) -> Path:
     """Write `step-NNNNNNNN`, move LAST to it, drop all but the newest `keep_last` and what BEST names."""
-    final = checkpoints / f"step-{trainer['step']:08d}"
+    final = checkpoint_folder(checkpoints, trainer["step"])
     if final.exists() and not manifest_problems(final):
-        write_pointer(checkpoints / "LAST", final)
+        write_pointer(checkpoints / LAST, final)
         return final
     try:
         temporary = fresh_folder(final.with_name(final.name + ".tmp"))
-        save_weights(weights, architecture, temporary)
+        save_weights(weights, described, temporary)
         if states is not None:
             torch.save(states, temporary / OPTIMIZER)
         write_json(temporary / TRAINER, trainer)
@@ -160,13 +161,13 @@ def write_checkpoint(
         # previous checkpoint and LAST are untouched
         shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
         raise RunError(f"{final}: cannot be written ({error}); make room and run the same command again") from error
-    write_pointer(checkpoints / "LAST", final)
+    write_pointer(checkpoints / LAST, final)
     remove_old(checkpoints, keep_last)
     return final
 
 
 def remove_old(checkpoints: Path, keep_last: int) -> None:
-    named = {read_pointer(checkpoints / name) for name in ("LAST", "BEST")}
+    named = {read_pointer(checkpoints / name) for name in (LAST, BEST)}
     for folder in finished_folders(checkpoints)[:-keep_last]:
         if folder not in named:
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +175,7 @@ def remove_old(checkpoints: Path, keep_last: int) -> None:
 
 def drop_optimizer_states(checkpoints: Path) -> None:
     """A finished run needs its weights only: remove all but LAST and BEST, and their optimizer state."""
-    named = {read_pointer(checkpoints / name) for name in ("LAST", "BEST")}
+    named = {read_pointer(checkpoints / name) for name in (LAST, BEST)}
     for folder in finished_folders(checkpoints):
         if folder not in named:
             shutil.rmtree(folder, ignore_errors=True)
@@ -185,7 +186,7 @@ def drop_optimizer_states(checkpoints: Path) -> None:
 
 def newest_checkpoint(checkpoints: Path) -> Path | None:
     """The newest folder that verifies: LAST, else (with a warning) the newest before it."""
-    last = read_pointer(checkpoints / "LAST")
+    last = read_pointer(checkpoints / LAST)
     folders = finished_folders(checkpoints)
     candidates = [last] if last else []
     candidates += [folder for folder in reversed(folders) if folder not in candidates]

@@ -9,8 +9,8 @@ from torch import nn
 from distwsss.data.images import decode_image
 from distwsss.data.shards.index import Selection
 from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.evaluate.inference import predict_logits
-from distwsss.evaluate.miou import ConfusionMatrix
+from distwsss.inference.views import Views, predict_probabilities
+from distwsss.maths.miou import ConfusionMatrix
 from distwsss.train.engine.accelerate import all_sum
 
 
@@ -24,7 +24,7 @@ def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerat
         if truth is not None:
             jpg = read_fields(selection.index, shard, position, ["jpg"])["jpg"]
             image = decode_image(jpg, selection.index.key(shard, position))
-            scores = predict_logits(model, image, [1.0], False, accelerator.device)
-            confusion.update(scores.argmax(0).cpu().numpy(), truth)
+            probabilities = predict_probabilities(model, image, Views(), accelerator.device)
+            confusion.update(probabilities.argmax(0).cpu().numpy(), truth)
     confusion.matrix = all_sum(accelerator, torch.from_numpy(confusion.matrix)).cpu().numpy()
     return confusion.miou()

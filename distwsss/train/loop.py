@@ -13,12 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distwsss.config.schema import HardwareSection, duration_to_steps
+from distwsss.config.hardware import HardwareSection
+from distwsss.config.section import duration_to_steps
 from distwsss.data.batches.loader import MicroBatches, read_batches, split_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
+from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import fingerprint, sha256_file, write_bytes, write_json, write_pointer
+from distwsss.runtime.layout import checkpoints_dir, done_file, pointer, training_config_file
 from distwsss.runtime.progress import log
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import (
@@ -31,7 +34,7 @@ from distwsss.train.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
-from distwsss.train.engine.accelerate import all_sum, autocast_dtype, end_accelerator, launched, make_accelerator
+from distwsss.train.engine.accelerate import all_sum, autocast_dtype, end_accelerator, make_accelerator
 from distwsss.train.engine.oom import oom_advice
 from distwsss.train.engine.watch import FirstError, HangWatch, is_collective_failure, no_answer
 from distwsss.train.engine.zero import load_states
@@ -39,8 +42,6 @@ from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.optim import build_optimizer
 from distwsss.train.steps import Run, train_steps
 from distwsss.train.task import Task
-
-DONE = "done.json"
 
 
 class Outputs(nn.Module):
@@ -74,7 +75,8 @@ def fit(
     SIGINT, SIGTERM or SIGUSR1 came, after saving or after the end; RunError for a loss that is not finite, and on every
     rank for an error of one.
     """
-    rank, world = launched()
+    ranks.check_launched()
+    rank, world = ranks.rank(), ranks.world_size()
     first, stop = FirstError(folder, rank, world), StopSignal()
     first.clear()
     try:
@@ -100,7 +102,8 @@ def _fit(
     described: bytes,
     stop: StopSignal,
 ) -> Path:
-    section, (rank, world) = task.optim, launched()
+    section, rank, world = task.optim, ranks.rank(), ranks.world_size()
+    checkpoints = checkpoints_dir(folder)
     if section.global_batch < world:
         raise ConfigError(
             f"{task.name}: global_batch is {section.global_batch}, so that some of {world} ranks would get no image; "
@@ -116,10 +119,10 @@ def _fit(
         task.model.checkpoint_activations()
     if init_from:
         load_weights(task.model, init_from)
-    start, attempt, states = _resume(task, folder / "checkpoints", resume)
+    start, attempt, states = _resume(task, checkpoints, resume)
     if accelerator.is_main_process and start < total:
-        remove_unfinished(folder / "checkpoints")
-        check_space(folder / "checkpoints", task.model, section)
+        remove_unfinished(checkpoints)
+        check_space(checkpoints, task.model, section)
     _synchronise_norms(task, accelerator)
     if zero:  # DeepSpeed flattens weights and cannot take channels-last ones
         task.model.to(memory_format=torch.contiguous_format)
@@ -131,14 +134,14 @@ def _fit(
         + (f", from step {start}" if start else "")
     )
     if accelerator.is_main_process and described:
-        write_bytes(folder / "config.yaml", described)
+        write_bytes(training_config_file(folder), described)
     if hardware.trackers:
         accelerator.init_trackers("distwsss", config={"task": task.name, "attempt": attempt})
     batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
     with (
         stop,
         HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch,
-        closing(CheckpointWriter(folder / "checkpoints", section.keep_last)) as writer,
+        closing(CheckpointWriter(checkpoints, section.keep_last)) as writer,
         closing(read_batches(batches, start, hardware.loader_workers)) as loader,
     ):
         run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, hardware, attempt, writer, watch)
@@ -171,13 +174,13 @@ def _synchronise_norms(task: Task, accelerator: Accelerator) -> None:
 
 def _finish(run: Run) -> None:
     """Drop what only training needs, then record that the run is complete."""
-    write_pointer(run.checkpoints / "LAST", run.checkpoint(run.total))  # a kill may have come just before it
+    write_pointer(pointer(run.folder), run.checkpoint(run.total))  # a kill may have come just before it
     if not run.task.optim.keep_optimizer:
         drop_optimizer_states(run.checkpoints)
     last, parameters = run.checkpoint(run.total), run.task.parameters
     digests = {"fingerprint": fingerprint(parameters), "sha256": sha256_file(last / WEIGHTS)}
     record = {"parameters": parameters, "origin": run.task.origin, "checkpoint": last.name, **digests}
-    write_json(run.folder / DONE, record)
+    write_json(done_file(run.folder), record)
 
 
 def _resume(task: Task, checkpoints: Path, resume: str) -> tuple[int, int, States]:

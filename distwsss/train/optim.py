@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distwsss.config.schema import OptimSection
+from distwsss.config.training import OptimSection
 
 # modules whose parameters, and tables whose names, are positions and scales rather than weights: norms, embeddings
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Embedding)

@@ -1,4 +1,4 @@
-"""The stages `classify` and `train`: tasks, their folders and what makes them complete. Called by `cli`."""
+"""The stages `classify` and `train`: tasks, their folders and what makes them complete. Called by `pipeline`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from filelock import FileLock, Timeout
 
 from distwsss.config import Config
 from distwsss.data.shards.format import INDEX
-from distwsss.data.shards.index import images_dir
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.export import WEIGHTS
-from distwsss.runtime import ray_pool
+from distwsss.runtime import ranks, ray_pool
 from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
+from distwsss.runtime.layout import (
+    check_absolute_roots,
+    classifier_dir,
+    done_file,
+    images_dir,
+    metrics_file,
+    segmenter_dir,
+)
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
-from distwsss.runtime.run_folder import check_absolute_roots, config_text
-from distwsss.train.engine.accelerate import launched_rank, launched_world_size
-from distwsss.train.loop import DONE, fit
+from distwsss.runtime.run_folder import config_text
+from distwsss.train.loop import fit
 from distwsss.train.task import Task, classifier_task, segmenter_task
 
 ORPHAN_SECONDS = 120.0  # how long the workers of a killed driver may live on
@@ -31,12 +37,12 @@ def classify(config: Config, resume: str = "auto") -> None:
     """Train one classifier per dropout probability, into runs/NAME/classify/P: one after the other, or with
     `hardware.executor: ray` as many at once as the cluster has GPUs (without any: CPUs)."""
     if config.hardware.executor == "ray":
-        if launched_world_size() > 1:
+        if ranks.world_size() > 1:
             raise ConfigError("classify: found executor ray under torchrun; allowed: one of them")
         _classify_on_ray(config, resume)
         return
     for dropout in config.classify.dropouts:
-        train_classifier(ClassifierJob(config, dropout, resume), [])
+        train_classifier(ClassifierJob(config, dropout, resume))
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,12 @@ class ClassifierJob:
     resume: str
 
 
-def train_classifier(job: ClassifierJob, parts: list[None]) -> None:
+def train_classifier(job: ClassifierJob) -> None:
     """Train one classifier in this process. A lock, held by rank 0, keeps out other runs that share the classifiers and
     the worker of a driver that was killed a moment ago."""
-    folder = job.config.classifier_dir(job.dropout)
+    folder = classifier_dir(job.config, job.dropout)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=ORPHAN_SECONDS) if launched_rank() == 0 else nullcontext()
+    lock = FileLock(folder / "lock", timeout=ORPHAN_SECONDS) if ranks.rank() == 0 else nullcontext()
     try:
         with lock:
             _run(classifier_task(job.config, job.dropout), job.config, folder, job.resume)
@@ -72,19 +78,16 @@ def _classify_on_ray(config: Config, resume: str) -> None:
     ]
     with ray_pool.connect(section, max(1, config.hardware.workers)):
         ray_pool.check_visible([images_dir(config, "train") / INDEX])
-        cpus, gpus = ray_pool.resources()
-        gpus = 0.0 if config.hardware.device == "cpu" else gpus
-        actors = max(1, min(len(chunks), int(gpus or cpus)))
-        share = int(100 * max(1.0, cpus / actors)) / 100 if cpus >= actors else int(100 * cpus / actors) / 100
-        log.info(f"classify: Ray, {len(chunks)} classifiers, {actors} at once")
-        step = ray_pool.Step(train_classifier, actors, share, 1.0 if gpus else 0.0)
-        for chunk, _, _ in ray_pool.run_chunks(chunks, [step], section, ray_pool.Load(), _reporter(config)):
+        wanted = [ray_pool.Wanted(train_classifier, len(chunks), gpus=1.0, all_cpus=True)]
+        steps = ray_pool.schedule(wanted, config.hardware.device, *ray_pool.resources())
+        log.info(f"classify: Ray, {len(chunks)} classifiers, {steps[0].actors} at once")
+        for chunk, _, _ in ray_pool.run_chunks(chunks, steps, section, ray_pool.Load(), _reporter(config)):
             log.info(f"classify {chunk.task.dropout:.2f}: done")
 
 
 def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
     """Logs the newest step of each classifier in training, every so often: actors' own lines go to Ray's log files."""
-    folders = [config.classifier_dir(dropout) for dropout in config.classify.dropouts]
+    folders = [classifier_dir(config, dropout) for dropout in config.classify.dropouts]
     last = time.monotonic()
 
     def tick() -> None:
@@ -93,7 +96,7 @@ def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
             return
         last = time.monotonic()
         for folder in folders:
-            lines = [] if (folder / DONE).exists() else read_metrics(folder / "metrics.jsonl")
+            lines = [] if done_file(folder).exists() else read_metrics(metrics_file(folder))
             if lines:
                 log.info(f"classify {folder.name}: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
 
@@ -102,7 +105,7 @@ def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
 
 def train(config: Config, resume: str = "auto", init_from: Path | None = None) -> None:
     """Train the segmenter, into runs/NAME/train."""
-    _run(segmenter_task(config), config, config.run_dir / "train", resume, init_from)
+    _run(segmenter_task(config), config, segmenter_dir(config), resume, init_from)
 
 
 def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path | None = None) -> None:
@@ -111,11 +114,11 @@ def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path 
         if problems:
             found = "; ".join(problems)
             raise CheckpointError(
-                f"--init-from {init_from}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
+                f"--init-from {init_from.absolute()}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
             )
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
         task.origin["init_from"] = str(init_from)
-    if resume != "never" and is_done(folder / DONE, task.parameters, task.name):
+    if resume != "never" and is_done(done_file(folder), task.parameters, task.name):
         log.info(f"{task.name}: complete, skipped")
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,17 +21,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from distwsss.config.schema import HardwareSection, duration_to_steps
+from distwsss.config.hardware import HardwareSection
+from distwsss.config.section import duration_to_steps
 from distwsss.data.batches.loader import Batch
 from distwsss.errors import DistwsssError, RunError
-from distwsss.models.export import from_pretrained
+from distwsss.models.export import description, from_pretrained
 from distwsss.runtime.artifacts import write_pointer
 from distwsss.runtime.faults import fault_point
+from distwsss.runtime.layout import BEST, checkpoints_dir, metrics_file, pointer
 from distwsss.runtime.metrics import append_metrics, read_metrics
 from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
-from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
+from distwsss.train.checkpoint import CheckpointWriter, States, checkpoint_folder, optimizer_states
 from distwsss.train.engine.accelerate import all_sum
 from distwsss.train.engine.watch import HangWatch
 from distwsss.train.engine.zero import whole_states, whole_weights
@@ -60,11 +62,11 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return checkpoints_dir(self.folder)
 
     @property
     def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+        return metrics_file(self.folder)
 
     @property
     def zero(self) -> bool:
@@ -72,7 +74,7 @@ class Run:
         return self.hardware.deepspeed is not None
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
+        return checkpoint_folder(self.checkpoints, step)
 
     def main(self) -> bool:
         return self.accelerator.is_main_process
@@ -136,7 +138,7 @@ def _agree(run: Run, batches: list[Batch], stop: StopSignal, error: BaseExceptio
 
     Raises the error of the first rank that has one, on every rank.
     """
-    local = [run.task.counts(batch) for batch in batches if not batch["empty"]]
+    local = [run.task.counts(batch) for batch in batches if not batch.empty]
     sums = [sum(term) for term in zip(*local, strict=True)] or [0.0] * len(run.task.weights)
     flags = [float(stop.asked), float(error is not None), float(run.main() and not _fits(run))]
     agreed = all_sum(run.accelerator, torch.tensor([*sums, *flags], dtype=torch.float64)).cpu()
@@ -176,13 +178,13 @@ def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> No
     for micro, batch in enumerate(batches):
         # dropout and drop-path depend on these names only, so nothing about the generator needs saving
         torch.manual_seed(derive_seed(run.seed, step, accelerator.process_index, micro))
-        on_device = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        on_device = batch.to(accelerator.device)
         accelerator.gradient_state._set_sync_gradients(micro == last)  # DeepSpeed steps inside backward where it is set
         with nullcontext() if micro == last or run.zero else accelerator.no_sync(run.model):
             with accelerator.autocast():
-                outputs = run.model(on_device["image"])
+                outputs = run.model(on_device.image)
             sums, parts = run.task.sums(outputs, on_device)
-            if batch["empty"]:  # a slice without samples: its graph takes part, with nothing to say
+            if batch.empty:  # a slice without samples: its graph takes part, with nothing to say
                 sums, parts = sums * 0, {}
             loss = (sums * scales).sum()
             finite = finite & torch.isfinite(loss)
@@ -192,7 +194,7 @@ def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> No
             accelerator.backward(loss * (accelerator.num_processes * accelerator.gradient_accumulation_steps))
         run.meter.add("loss", loss)
         run.meter.add_parts(parts)
-        run.meter.images += 0 if batch["empty"] else len(batch["keys"])
+        run.meter.images += 0 if batch.empty else len(batch.keys)
     if run.task.optim.clip_grad:  # DeepSpeed has clipped; this asks for the norm
         norm = accelerator.clip_grad_norm_(run.model.parameters(), run.task.optim.clip_grad)
         run.meter.add("grad_norm", norm)
@@ -204,7 +206,7 @@ def _train_step(run: Run, step: int, batches: list[Batch], scales: Tensor) -> No
 def _check_finite(run: Run, step: int, batches: list[Batch], finite: Tensor) -> None:
     """After the last forward and before the last backward, so that no rank steps on a bad gradient."""
     if all_sum(run.accelerator, (~finite).long()):
-        keys = [] if finite else [key for batch in batches for key in batch["keys"]]
+        keys = [] if finite else [key for batch in batches for key in batch.keys]
         if run.accelerator.num_processes > 1:
             keys = gather_object(keys)
         raise RunError(
@@ -238,7 +240,7 @@ def _save(run: Run, step: int) -> None:
     if run.main():
         trainer = {"step": step, "total": run.total, "attempt": run.attempt, "origin": run.task.origin}
         trainer["parameters"] = run.task.parameters
-        run.writer.save(weights, run.task.model.architecture(), states, trainer)
+        run.writer.save(weights, description(run.task.model), states, trainer)
 
 
 def _evaluate(run: Run, step: int) -> None:
@@ -257,7 +259,7 @@ def _evaluate(run: Run, step: int) -> None:
     if run.main() and not math.isnan(miou):
         log.info(f"{run.task.name}: step {step}, held-out mIoU {100 * miou:.2f}")
         if miou >= max({**_held_out(run), step: miou}.values()):
-            write_pointer(run.checkpoints / "BEST", run.checkpoint(step))
+            write_pointer(pointer(run.folder, BEST), run.checkpoint(step))
         # last: the line says that all of this was done
         append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "heldout_miou": miou})
     run.accelerator.wait_for_everyone()

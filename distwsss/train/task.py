@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config import Config
-from distwsss.config.schema import AugmentSection, OptimSection, TrainSection
+from distwsss.config.stages import TrainSection
+from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
 from distwsss.data.shards.format import name_from_key
-from distwsss.data.shards.index import Selection, ShardIndex, images_dir, load_index, pseudo_dir, seeds_dir
+from distwsss.data.shards.index import Selection, ShardIndex, load_index
 from distwsss.data.shards.verify import verified
 from distwsss.errors import ConfigError, DataError, ShardError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.models.weights.network import weights_origin, weights_read
+from distwsss.runtime.layout import images_dir, pseudo_dir, seeds_dir
 from distwsss.runtime.seeding import derive_seed
 from distwsss.train.terms import Parts, segmenter_terms
 
@@ -69,47 +71,40 @@ def classifier_task(config: Config, dropout: float) -> Task:
         optim=section.optim,
         augment=section.augment,
         parameters=parameters,
-        counts=lambda batch: [len(batch["image"])],
+        counts=lambda batch: [len(batch.image)],
         sums=classifier_sums,
         origin=weights_origin(section.backbone),
     )
 
 
 def classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
-    losses = [multilabel_loss(scores, batch["targets"]) for scores in outputs]
+    losses = [multilabel_loss(scores, batch.targets) for scores in outputs]
     return torch.stack([loss for loss, _ in losses]).sum()[None], {}
 
 
 def segmenter_task(config: Config) -> Task:
     """The segmenter on pseudo-labels with the loss that `train.loss` names, on the ids not held out.
 
-    Raises ShardError for damaged shards, DataError where `train.labels: truth` lacks masks.
+    `train.labels: truth` and `seed:NAME` need no pseudo-label shards. Raises ShardError for damaged shards, DataError
+    where `truth` lacks masks.
     """
-    section, pseudo = config.train, load_index(pseudo_dir(config), "pseudo")
-    images = load_index(images_dir(config, "train"), "images")
-    voters = pseudo.extra["seeds"]
-    if section.vote_threshold is not None and section.vote_threshold > len(voters):
-        raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{len(voters)}, as many vote")
-    kept_out = held_out_keys(pseudo, section.holdout)
-    selection, held_out = pseudo.select(lambda key: key not in kept_out), _held_out_images(images, section)
-    inputs: dict[str, Any] = {"pseudo": pseudo.fingerprint, **weights_read(section.backbone, section.weights)}
-    seeds = truth = None
-    if section.labels.startswith("seed:"):
-        seeds = _beside(load_index(seeds_dir(config), "seeds"), pseudo)
+    section, images = config.train, load_index(images_dir(config, "train"), "images")
+    photos, seeds, inputs = _labelled(config, images)
+    kept_out = held_out_keys(photos, section.holdout)
+    selection, held_out = photos.select(lambda key: key not in kept_out), _held_out_images(images, section)
     if section.labels == "truth":
-        truth = _beside(images, pseudo)
-        _check_truth(truth, selection)
-        inputs["truth"] = truth.extra.get("truth")  # no other fingerprint depends on masks
-    for index in (pseudo, seeds, images if truth or held_out else None):
+        _check_truth(images, selection)
+    inputs |= weights_read(section.backbone, section.weights)
+    for index in (photos, seeds, images if held_out and photos is not images else None):
         if index is not None:
             verified(index)
     torch.manual_seed(derive_seed(config.seed, "train"))
-    model = build_segmenter(section, pseudo.classes)
+    model = build_segmenter(section, photos.classes)
     terms = segmenter_terms(section, model)
     return Task(
         name="train",
         model=model,
-        samples=SegmenterSamples(pseudo, seeds, truth, section, model.mean, model.std, config.seed),
+        samples=SegmenterSamples(photos, seeds, section, model.mean, model.std, config.seed),
         selection=selection,
         optim=section.optim,
         augment=section.augment,
@@ -123,10 +118,26 @@ def segmenter_task(config: Config) -> Task:
     )
 
 
-def _beside(other: ShardIndex, pseudo: ShardIndex) -> ShardIndex:
-    """`other`, checked to hold the same images at the same places as the pseudo-label shards."""
-    if [shard.keys for shard in other.shards] != [shard.keys for shard in pseudo.shards]:
-        raise ShardError(f"{other.folder} and {pseudo.folder} do not hold the same images; make the seeds anew")
+def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardIndex | None, dict[str, Any]]:
+    """What `train.labels` asks for: the shards with the photographs, those with seeds, and the inputs' fingerprints."""
+    section = config.train
+    if section.labels == "truth":
+        # no other fingerprint depends on masks
+        return images, None, {"images": images.fingerprint, "truth": images.extra.get("truth")}
+    if section.labels.startswith("seed:"):
+        seeds = _beside(load_index(seeds_dir(config), "seeds"), images)
+        return images, seeds, {"seeds": seeds.fingerprint}
+    pseudo = load_index(pseudo_dir(config), "pseudo")
+    voters = len(pseudo.extra["seeds"])
+    if section.vote_threshold is not None and section.vote_threshold > voters:
+        raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{voters}, as many vote")
+    return pseudo, None, {"pseudo": pseudo.fingerprint}
+
+
+def _beside(other: ShardIndex, images: ShardIndex) -> ShardIndex:
+    """`other`, checked to hold the same images at the same places as the image shards."""
+    if [shard.keys for shard in other.shards] != [shard.keys for shard in images.shards]:
+        raise ShardError(f"{other.folder} and {images.folder} do not hold the same images; make the seeds anew")
     return other
 
 

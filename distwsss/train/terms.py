@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distwsss.config.schema import TrainSection
+from distwsss.config.stages import TrainSection
 from distwsss.data.batches.loader import Batch
 from distwsss.losses.hybrid import cross_entropy_term, hybrid_loss, positive_loss
 from distwsss.losses.set_prediction import set_counts, set_sums
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]  # what is logged: name -> (sum, count)
 Size = tuple[int, int]
-MAPS = ("labels", "clean", "complements")
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,12 @@ def segmenter_terms(section: TrainSection, model: nn.Module) -> Terms:
     Mask2Former with `set_loss` above 0 also its own three."""
 
     def counts(batch: Batch) -> list[float]:
-        return [
-            int((_at(batch["labels"], size) != 255).sum()) for size in model.loss_sizes(*batch["labels"].shape[-2:])
-        ]
+        return [int((_at(batch.labels, size) != 255).sum()) for size in model.loss_sizes(*batch.labels.shape[-2:])]
 
     def sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
         found = [
-            pixel_terms(logits, {name: _at(batch[name], size) for name in MAPS if name in batch}, section, model)
-            for logits, size in zip(outputs, model.loss_sizes(*batch["labels"].shape[-2:]), strict=True)
+            pixel_terms(logits, batch, size, section, model)
+            for logits, size in zip(outputs, model.loss_sizes(*batch.labels.shape[-2:]), strict=True)
         ]
         return torch.stack([torch.stack([part for part, _ in parts.values()]).sum() for parts in found]), found[0]
 
@@ -58,17 +55,17 @@ def with_set_loss(pixels: Terms, section: TrainSection) -> Terms:
     sizes = section.mask2former
 
     def clean(batch: Batch) -> Tensor:
-        valid = batch["labels"] != 255
-        return valid & batch["clean"] if section.loss == "hybrid" else valid
+        valid = batch.labels != 255
+        return valid & batch.clean if section.loss == "hybrid" else valid
 
     def counts(batch: Batch) -> list[float]:
-        classes, masks = set_counts(batch["labels"], clean(batch), sizes)
+        classes, masks = set_counts(batch.labels, clean(batch), sizes)
         return [*pixels.counts(batch), classes, masks, masks]
 
     def sums(outputs: Any, batch: Batch) -> tuple[Tensor, Parts]:
         on_pixels, parts = pixels.sums(outputs.logits, batch)
-        on_sets = set_sums(outputs.layers, batch["labels"], clean(batch), sizes)
-        classes, masks = set_counts(batch["labels"], clean(batch), sizes)
+        on_sets = set_sums(outputs.layers, batch.labels, clean(batch), sizes)
+        classes, masks = set_counts(batch.labels, clean(batch), sizes)
         logged = zip(("set_class", "set_mask", "set_dice"), on_sets, (classes, masks, masks), strict=True)
         return torch.cat([on_pixels, on_sets]), parts | {name: (part, count) for name, part, count in logged}
 
@@ -83,9 +80,9 @@ def _at(labels: Tensor, size: Size) -> Tensor:
     return F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].to(labels.dtype)
 
 
-def pixel_terms(logits: Tensor, maps: Batch, section: TrainSection, model: nn.Module) -> Parts:
-    """Sum and count of the parts of `section.loss`: logits B,K,h,w, brought to the labels' size H,W, against B,H,W."""
-    labels, clean = maps["labels"], maps["clean"]
+def pixel_terms(logits: Tensor, batch: Batch, size: Size, section: TrainSection, model: nn.Module) -> Parts:
+    """Sum and count of the parts of `section.loss`: logits B,K,h,w against the batch's maps, both brought to `size`."""
+    labels = _at(batch.labels, size)
     valid = labels != 255
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=model.align_corners)
@@ -94,4 +91,6 @@ def pixel_terms(logits: Tensor, maps: Batch, section: TrainSection, model: nn.Mo
     tau = section.temperature
     if section.loss == "positive":
         return {"positive": positive_loss(logits, labels, valid, temperature=tau)}
-    return hybrid_loss(logits, labels, clean, complements=maps["complements"], temperature=tau)._asdict()
+    assert batch.complements is not None, "the loader draws them for this loss"
+    clean, complements = _at(batch.clean, size), _at(batch.complements, size)
+    return hybrid_loss(logits, labels, clean, complements=complements, temperature=tau)._asdict()

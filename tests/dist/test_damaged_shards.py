@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import Run, Start, make_shared, variables
+from helpers.launching import Run, Start, make_shared, variables
 
 
 def member(path: Path, field: str) -> tarfile.TarInfo:

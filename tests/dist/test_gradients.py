@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from dist_run import last_weights, make_shards
+from helpers.dist_run import last_weights, make_shards
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from distwsss.data.batches.loader import Batch
+from distwsss.runtime.layout import run_dir
 from distwsss.config import Config
 from distwsss.data.batches.plan import plan
 from distwsss.losses.hybrid import hybrid_loss
@@ -35,21 +37,21 @@ def sections(global_batch: int, micro_batch: int | None) -> dict[str, Any]:
     return {"train": {**train, "backbone": SMOOTH}, "hardware": {"micro_batch": micro_batch}}
 
 
-def first_batch(config: Config) -> dict[str, Tensor]:
+def first_batch(config: Config) -> Batch:
     """All samples of step 0, image by image."""
     task = segmenter_task(config)
     samples = plan(task.selection, config.seed, 0, config.train.optim.global_batch)
     loaded = [task.samples(sample, task.selection.index.key(sample.shard, sample.position)) for sample in samples]
-    return {name: torch.stack([each[name] for each in loaded]) for name in loaded[0]}
+    return Batch([], **{name: torch.stack([each[name] for each in loaded]) for name in loaded[0]})
 
 
-def reference(config: Config, batch: dict[str, Tensor]) -> Gradient:
+def reference(config: Config, batch: Batch) -> Gradient:
     """Eq. 10 on `batch` and its gradient in float64."""
     model = segmenter_task(config).model.double()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    size = batch["labels"].shape[-2:]
-    logits = interpolate(model(batch["image"].double()), size=size, mode="bilinear", align_corners=False)
-    loss = hybrid_loss(logits, batch["labels"], batch["clean"], complements=batch["complements"]).value
+    size = batch.labels.shape[-2:]
+    logits = interpolate(model(batch.image.double()), size=size, mode="bilinear", align_corners=False)
+    loss = hybrid_loss(logits, batch.labels, batch.clean, complements=batch.complements).value
     gradients = torch.autograd.grad(loss, list(trained.values()))
     return dict(zip(trained, gradients, strict=True))
 
@@ -62,7 +64,7 @@ def difference(found: Gradient, wanted: Gradient) -> float:
 def check(config: Config) -> None:
     """The step that the finished run of `config` made against the reference."""
     start = {name: value.double() for name, value in segmenter_task(config).model.state_dict().items()}
-    moved = {name: (start[name] - value.double()) / LR for name, value in last_weights(config.run_dir).items()}
+    moved = {name: (start[name] - value.double()) / LR for name, value in last_weights(run_dir(config)).items()}
     wanted = reference(config, first_batch(config))
     assert len(wanted) > 10
     assert all(value.norm() > 0 for value in wanted.values())
@@ -114,13 +116,13 @@ def test_a_slice_without_samples_adds_nothing(trained) -> None:
 def test_the_slices_differ_so_that_wrong_counts_would_show(tiny) -> None:
     """The mean of the slices' own losses, what a loop without shared counts would step on, is far off."""
     for global_batch, parts in ((8, 2), (8, 4), (3, 3)):
-        config = tiny(tiny().run_dir.parent / f"{global_batch}x{parts}", **sections(global_batch, None))
+        config = tiny(run_dir(tiny()).parent / f"{global_batch}x{parts}", **sections(global_batch, None))
         make_shards(config)
         batch = first_batch(config)
-        valid = batch["labels"] != 255
-        for mask in (valid, valid & batch["clean"], valid & ~batch["clean"]):
+        valid = batch.labels != 255
+        for mask in (valid, valid & batch.clean, valid & ~batch.clean):
             assert len({int(part.sum()) for part in mask.chunk(parts)}) == parts
-        slices = [{name: value.chunk(parts)[i] for name, value in batch.items()} for i in range(parts)]
+        slices = [batch.map(lambda tensor, i=i: tensor.chunk(parts)[i]) for i in range(parts)]
         each = [reference(config, part) for part in slices]
         mean = {name: torch.stack([gradient[name] for gradient in each]).mean(0) for name in each[0]}
         assert difference(mean, reference(config, batch)) > 100 * TOLERANCE

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from launching import Run, Start, make_shared, runs_in
+from helpers.launching import Run, Start, make_shared, runs_in
 
 TRAIN = {
     "holdout": 0.0, "head_dropout": 0.3, "backbone": {"norm": "local"},

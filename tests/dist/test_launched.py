@@ -1,6 +1,7 @@
 """Launchers with real processes: the same weights whoever starts the ranks, and signals."""
 
 from __future__ import annotations
+from helpers.paths import REPOSITORY
 
 import json
 import os
@@ -12,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dist_run import last_weights
-from launching import make_shared
+from helpers.dist_run import last_weights
+from helpers.launching import make_shared
 from safetensors.torch import save
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": "200 steps", "save_every": "20 steps"}}
 
 

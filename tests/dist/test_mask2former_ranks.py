@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dist_run import last_weights, make_shards
+from helpers.dist_run import last_weights, make_shards
 
+from distwsss.runtime.layout import run_dir
 from distwsss.train.task import segmenter_task
 
 LR = 1e8  # so large that the change of the weights over it is the gradient
@@ -41,7 +42,7 @@ def test_gradient_does_not_depend_on_ranks_and_micro_batches(distwsss, tiny, tin
         done = distwsss("train", "--config", tiny_file(folder, **sections(micro_batch)), ranks=ranks)
         assert done.returncode == 0, done.stderr
         assert f"= {ranks} rank(s) x {ranks} micro-batch(es)" in done.stderr
-        end = last_weights(config.run_dir)
+        end = last_weights(run_dir(config))
         moved.append({name: (end[name] - tensor).double() / LR for name, tensor in start.items()})
     one, two = moved
     # the one is seen only through matrices that start at 0, the others are what softmax does not see: all keys share it

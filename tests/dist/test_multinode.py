@@ -5,6 +5,7 @@ are this machine, by its loopback. Which it was is printed. Killing a machine ki
 """
 
 from __future__ import annotations
+from helpers.paths import REPOSITORY
 
 import json
 import os
@@ -18,12 +19,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dist_run import last_weights
-from launching import make_shared
+from helpers.dist_run import last_weights
+from helpers.launching import make_shared
 from safetensors.torch import save
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 60
 TRAIN = {"holdout": 0.0, "head_dropout": 0.3, "optim": {"duration": f"{STEPS} steps", "save_every": "10 steps"}}
 ADDRESSES = ["10.213.7.1", "10.213.7.2"]

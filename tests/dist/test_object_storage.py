@@ -22,10 +22,11 @@ import boto3
 import pytest
 import yaml
 from conftest import merged, tiny_tree
-from dist_run import last_weights
+from helpers.dist_run import last_weights
 
 from distwsss.config.load import check_config
-from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.index import load_index
+from distwsss.runtime.layout import images_dir
 from distwsss.data.shards.reader import iter_shard, read_fields
 
 BUCKET = "wsss"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import Run, Start, make_shared, runs_in
+from helpers.launching import Run, Start, make_shared, runs_in
 from safetensors.torch import load_file
 
 from distwsss.runtime.artifacts import manifest_problems

@@ -1,6 +1,7 @@
 """`launchers/ray_job.sh` against a real `ray start --head`: a job makes the seeds, is stopped, and goes on."""
 
 from __future__ import annotations
+from helpers.paths import REPOSITORY
 
 import os
 import re
@@ -18,7 +19,6 @@ import pytest
 import yaml
 from conftest import merged, tiny_tree
 
-REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
@@ -104,9 +104,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_job_is_stopped_and_goes_on(
-    cluster: Cluster, local: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_job_is_stopped_and_goes_on(cluster: Cluster, local: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     unseeded, wanted = local
     root = tmp_path / "root"
     for kind in ("run", "shards"):

@@ -2,6 +2,7 @@
 time limit, started again."""
 
 from __future__ import annotations
+from helpers.paths import REPOSITORY
 
 import json
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray")
-REPOSITORY = Path(__file__).resolve().parents[2]
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do
     case $1 in --nodes | --ntasks | --cpus-per-task) shift 2 ;; *) shift ;; esac

@@ -2,6 +2,7 @@
 before the time limit, started again as after the requeue."""
 
 from __future__ import annotations
+from helpers.paths import REPOSITORY
 
 import json
 import os
@@ -13,10 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dist_run import make_shards
+from helpers.dist_run import make_shards
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # As srun: a task on each node. As scancel: the signal to the tasks, not to the script.
 SRUN = """#!/usr/bin/env bash

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import Run, Start, make_shared, runs_in
+from helpers.launching import Run, Start, make_shared, runs_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, BATCH, IMAGES = 20, 10, 12

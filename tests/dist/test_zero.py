@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import Run, Start, make_shared
+from helpers.launching import Run, Start, make_shared
 from safetensors.torch import load_file
 from torch import Tensor
 

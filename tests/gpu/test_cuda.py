@@ -19,8 +19,9 @@ import yaml
 from conftest import merged, run_distwsss, tiny_tree
 from safetensors.torch import load_file
 
+from helpers.paths import REPOSITORY
+
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 8
 TRAIN = {  # steps so small that differences of rounding stay small
     "holdout": 0.0,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 
 from distwsss.config import load_config
 from distwsss.models.export import from_pretrained, save_pretrained
+from helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SMOKE = sorted(path for folder in ("voc12", "coco14") for path in (CONFIGS / folder).glob("*_smoke.yaml"))
 
 

@@ -20,9 +20,10 @@ from PIL import Image
 
 from distwsss.cli import main
 from distwsss.config.load import check_config
-from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.runtime.layout import images_dir
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
 from distwsss import cli
-from distwsss.data.shards.index import images_dir
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime import progress, run_folder
+from distwsss.runtime.layout import images_dir
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_sigterm_outside_training_is_an_interrupt(tiny_file, tmp_path: Path, mon
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(20)
 
-    monkeypatch.setitem(cli.VERBS, "prepare", (work, "text"))
+    monkeypatch.setitem(cli.VERBS, "prepare", replace(cli.VERBS["prepare"], function=work))
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["prepare", "--config", str(tiny_file())]) == 130
     assert signal.getsignal(signal.SIGTERM) is before
@@ -52,14 +53,14 @@ def test_a_full_disk_while_exit_json_is_written_hides_nothing(tiny_file, monkeyp
     def fail(path, value) -> None:
         raise OSError(28, "second")
 
-    monkeypatch.setitem(cli.VERBS, "prepare", (work, "text"))
+    monkeypatch.setitem(cli.VERBS, "prepare", replace(cli.VERBS["prepare"], function=work))
     assert cli.main(["prepare", "--config", str(tiny_file())]) == 1
     assert "first" in capfd.readouterr().err
 
 
 def test_showing_results_does_not_rewrite_what_made_them(tiny_file, tmp_path: Path, monkeypatch) -> None:
     for verb in ("prepare", "predict", "report"):
-        monkeypatch.setitem(cli.VERBS, verb, (lambda config, arguments: None, "text"))
+        monkeypatch.setitem(cli.VERBS, verb, replace(cli.VERBS[verb], function=lambda config, given: None))
     described = [tmp_path / "run" / name for name in ("config.yaml", "command.txt", "env.json")]
     config = ["--config", str(tiny_file())]
     assert cli.main(["prepare", *config]) == 0
@@ -77,7 +78,7 @@ def test_verify_takes_a_path_or_a_configuration(tiny_file, tiny, tmp_path: Path,
     for where in (["--config", str(tiny_file())], [str(tmp_path / "shards")]):
         assert cli.main(["verify", *where]) == 3
         assert f"{tmp_path / 'shards'}: damaged" in capfd.readouterr().err
-    for where, found in (([], "neither PATH"), (["x", "--config", "y"], "both PATH")):
+    for where, found in (([], "neither PATH"), (["x", "--config", str(tiny_file())], "both PATH")):
         assert cli.main(["verify", *where]) == 2
         assert f"{found}" in capfd.readouterr().err
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distwsss.config.schema import AugmentSection, TrainSection
+from distwsss.config.stages import TrainSection
+from distwsss.config.training import AugmentSection
 from distwsss.data.batches.plan import Sample, plan, rank_slice
 from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask
@@ -27,8 +29,39 @@ from distwsss.losses.hybrid import sample_complements
 from distwsss.runtime.pool import end_with_parent
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
-Batch = dict[str, Any]  # tensors with a leading batch dimension; `keys`: list[str]; `empty`: bool
-LoadSample = Callable[[Sample, str], dict[str, Tensor]]
+Loaded = dict[str, Tensor]  # one sample's fields of `Batch`
+LoadSample = Callable[[Sample, str], Loaded]
+
+
+@dataclass
+class Batch:
+    """A micro-batch of B images of h x w pixels: a classifier's, with `targets`, or a segmenter's, with `labels` and
+    `clean`; the others are None.
+
+    image: float32 B,3,h,w, normalised; targets: float32 B,N, 1 where the class is among the image-level labels; labels:
+    uint8 B,h,w class ids, 255 = ignore; clean: bool B,h,w; complements: uint8 B,h,w complementary labels, for the
+    hybrid loss only. `empty`: of a slice without samples, a batch that stands in for them and counts nowhere.
+    """
+
+    keys: list[str]
+    image: Tensor
+    targets: Tensor = None
+    labels: Tensor = None
+    clean: Tensor = None
+    complements: Tensor | None = None
+    empty: bool = False
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `change` applied to its tensors."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """For torch's DataLoader, which asks this of types that it does not know."""
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -74,8 +107,9 @@ class MicroBatches(Dataset[Batch | Exception]):
         mine = mine or samples[:1]
         keys = [self.selection.index.shards[sample.shard].keys[sample.position] for sample in mine]
         loaded = [self.load(sample, key) for sample, key in zip(mine, keys, strict=True)]
-        batch: Batch = {name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}
-        return {**batch, "keys": keys, "empty": empty}
+        return Batch(
+            keys, **{name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}, empty=empty
+        )
 
 
 def _quiet_worker(_: int) -> None:
@@ -124,7 +158,7 @@ class ClassifierSamples:
     std: list[float]
     seed: int
 
-    def __call__(self, sample: Sample, key: str) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, key: str) -> Loaded:
         members = read_fields(self.images, sample.shard, sample.position, ["jpg", "json"])
         targets = torch.zeros(len(self.images.classes) - 1)
         targets[[label - 1 for label in json.loads(members["json"])["labels"]]] = 1.0
@@ -139,12 +173,12 @@ class SegmenterSamples:
     """Loads one image with its labels: `image` float32[3,h,w], `labels` uint8[h,w], `clean` bool[h,w],
     `complements` uint8[h,w] (hybrid loss only).
 
-    `section.labels` says whose labels: the vote's, one seed's, or (upper bound only) the true masks.
+    `section.labels` says whose labels: the vote's (`photos` are then the pseudo-label shards), one seed's (`seeds`),
+    or, upper bound only, the true masks; `photos` are then the image shards.
     """
 
-    pseudo: ShardIndex
+    photos: ShardIndex
     seeds: ShardIndex | None
-    images: ShardIndex | None
     section: TrainSection
     mean: list[float]
     std: list[float]
@@ -152,30 +186,36 @@ class SegmenterSamples:
 
     def _maps(self, sample: Sample, key: str) -> tuple[bytes, dict[str, Any]]:
         """The photograph's bytes and its label and clean maps at full size."""
-        position = (sample.shard, sample.position)
+        place = (sample.shard, sample.position)
         if self.section.labels == "vote":
-            voted = self.section.vote_threshold is not None
-            fields = ["jpg", "label.png", "votes.png" if voted else "clean.png"]
-            members = read_fields(self.pseudo, *position, fields)
-            labels = decode_mask(members["label.png"], key)
-            if voted:
-                clean = (decode_mask(members["votes.png"], key) >= self.section.vote_threshold) & (labels != 255)
-            else:
-                clean = decode_clean(members["clean.png"], key)
-            return members["jpg"], {"labels": labels, "clean": clean}
-        photo = read_fields(self.pseudo, *position, ["jpg"])["jpg"]
-        if self.section.labels == "truth":
-            assert self.images is not None
-            truth = read_truth(self.images, *position)
-            if truth is None:
-                raise ShardError(f"{key}: train.labels is `truth`, but this image has no mask; give masks or drop it")
-            return photo, {"labels": truth, "clean": truth != 255}
-        assert self.seeds is not None
-        field = f"s{self.seeds.extra['seeds'].index(self.section.labels.removeprefix('seed:'))}.png"
-        labels = decode_mask(read_fields(self.seeds, *position, [field])[field], key)
+            return self._voted(place, key)
+        photo = read_fields(self.photos, *place, ["jpg"])["jpg"]
+        labels = self._truth(place, key) if self.seeds is None else self._seed(self.seeds, place, key)
         return photo, {"labels": labels, "clean": labels != 255}
 
-    def __call__(self, sample: Sample, key: str) -> dict[str, Tensor]:
+    def _voted(self, place: tuple[int, int], key: str) -> tuple[bytes, dict[str, Any]]:
+        threshold = self.section.vote_threshold
+        members = read_fields(
+            self.photos, *place, ["jpg", "label.png", "clean.png" if threshold is None else "votes.png"]
+        )
+        labels = decode_mask(members["label.png"], key)
+        if threshold is None:
+            clean = decode_clean(members["clean.png"], key)
+        else:
+            clean = (decode_mask(members["votes.png"], key) >= threshold) & (labels != 255)
+        return members["jpg"], {"labels": labels, "clean": clean}
+
+    def _truth(self, place: tuple[int, int], key: str) -> np.ndarray:
+        truth = read_truth(self.photos, *place)
+        if truth is None:
+            raise ShardError(f"{key}: train.labels is `truth`, but this image has no mask; give masks or drop it")
+        return truth
+
+    def _seed(self, seeds: ShardIndex, place: tuple[int, int], key: str) -> np.ndarray:
+        field = f"s{seeds.extra['seeds'].index(self.section.labels.removeprefix('seed:'))}.png"
+        return decode_mask(read_fields(seeds, *place, [field])[field], key)
+
+    def __call__(self, sample: Sample, key: str) -> Loaded:
         photo, maps = self._maps(sample, key)
         rng = numpy_generator(self.seed, sample.epoch, key, "augment")
         image, placed = augment_sample(decode_image(photo, key), maps, self.section.augment, self.mean, self.std, rng)
@@ -188,5 +228,5 @@ class SegmenterSamples:
         if self.section.complement == "assigned":
             return labels
         generator = torch_generator(self.seed, epoch, key, "complements")
-        drawn = sample_complements(labels, len(self.pseudo.classes), generator=generator)
+        drawn = sample_complements(labels, len(self.photos.classes), generator=generator)
         return drawn.to(torch.uint8)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tf
 
-from distwsss.config.schema import AugmentSection
+from distwsss.config.training import AugmentSection
 
 IGNORE = 255
 

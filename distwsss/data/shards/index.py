@@ -7,26 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distwsss.config.schema import Config
 from distwsss.data.shards.format import FORMAT, INDEX, INDEX_DIGEST, MADE_BY, ShardRecord, digest_line
 from distwsss.errors import ShardError
 from distwsss.runtime.artifacts import fingerprint
 from distwsss.runtime.storage import Folder
 
 _OWN = ("format", "kind", "classes", "parameters", "fingerprint", "shards")
-
-
-def images_dir(config: Config, split: str) -> Folder:
-    """Image shards of `train` or `val`."""
-    return config.shard_dir / "images" / split
-
-
-def seeds_dir(config: Config) -> Folder:
-    return config.shard_dir / "seeds"
-
-
-def pseudo_dir(config: Config) -> Folder:
-    return config.shard_dir / "pseudo"
 
 
 @dataclass(frozen=True, eq=False)

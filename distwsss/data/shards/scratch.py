@@ -1,4 +1,4 @@
-"""Whole shards of an object store kept on a local disk (`hardware.scratch`). Called by `shard_reader` and `verify`.
+"""Whole shards of an object store kept on a local disk (`hardware.scratch`). Called by `reader` and `verify`.
 
 A file is called by the sha256 that the index gives its shard, so runs and processes share a folder, and what has that
 name is right: it is compared before it is renamed. `SHA.lock` is held while a shard is fetched, so a machine fetches it

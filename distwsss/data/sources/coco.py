@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.sources.coco_mask import CocoMask, Region
 from distwsss.data.sources.listing import BACKGROUND, Item, Listing, check_classes, data_root
 from distwsss.errors import ConfigError, DataError

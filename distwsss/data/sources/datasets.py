@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.sources.coco import list_coco
 from distwsss.data.sources.folder import list_folder
 from distwsss.data.sources.listing import Item, Listing

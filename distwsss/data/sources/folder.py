@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.sources.listing import (
     BACKGROUND,
     IMAGE_SUFFIXES,

@@ -1,6 +1,6 @@
 """What a data set offers to `prepare` (Listing, Item), and the text formats that data sets share.
 
-Called by the modules of `data.datasets`, which make listings, and by `data/prepare.py`, `data/image_shards.py` and
+Called by the modules of `datasets`, which make listings, and by `data/prepare.py`, `data/image_shards.py` and
 `data/check.py`, which read them. Faults of one image are collected in `Item.problems`, so that all of them are reported
 at once; only what makes the whole data set unreadable is raised here.
 """
@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distwsss.config.schema import Config, DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.format import key_from_name
-from distwsss.data.shards.index import ShardIndex
 from distwsss.errors import DataError, report_problems
 from distwsss.runtime.artifacts import sha256_bytes
 
@@ -91,16 +90,6 @@ def plain_name(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
-    """The shard keys of `data.tuning_ids`, ids with or without suffix. Raises DataError for ids not in `index`."""
-    known = set(index.all().keys())
-    keys = {name: key_from_name(stem_of(plain_name(name))) for name in config.data.tuning_ids}
-    problems = [f"{name!r} is not the id of an image there" for name, key in keys.items() if key not in known]
-    if problems:
-        raise DataError(report_problems(f"`data.tuning_ids`: not all in {index.folder}; correct them", problems))
-    return set(keys.values())
-
-
 def read_source(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
@@ -121,7 +110,7 @@ def data_root(data: DataSection) -> Path:
     """`data.root` as an existing folder, else DataError."""
     if data.root is None:
         raise DataError(f"`data.root` is not set, and dataset `{data.dataset}` needs it; use --set data.root=PATH")
-    root = Path(data.root)
+    root = Path(data.root).absolute()
     if not root.is_dir():
         raise DataError(f"`data.root`: found no folder {root}; use --set data.root=PATH with an existing one")
     return root

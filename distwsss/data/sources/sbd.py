@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.sources.listing import read_lines
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.artifacts import sha256_file

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.images import encode_jpeg, encode_palette
 from distwsss.data.sources.listing import BACKGROUND, Item, Listing
 from distwsss.errors import ConfigError

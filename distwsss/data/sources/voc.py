@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distwsss.config.schema import DataSection
+from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
 from distwsss.data.sources.listing import (
     Item,

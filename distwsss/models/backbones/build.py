@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.backbones.recompute import recompute, residual_blocks
 from distwsss.models.backbones.resnet38 import ResNet38

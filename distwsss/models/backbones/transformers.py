@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.weights.backbone import load_file_into
 from distwsss.models.weights.hub import hub_folder

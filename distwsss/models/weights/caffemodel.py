@@ -1,4 +1,4 @@
-"""`.caffemodel` files read without Caffe and without protobuf. Called by `weight_files`.
+"""`.caffemodel` files read without Caffe and without protobuf. Called by `files`.
 
 Such a file is one protobuf message (caffe.proto, NetParameter): fields, each a varint `number << 3 | wire type` and a
 value. Of these only names and weights are looked at: `layer` 100 (name 1, blobs 7) or, before 2015, `layers` 2 (name 4,

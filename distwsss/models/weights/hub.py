@@ -1,4 +1,4 @@
-"""Published backbones on the Hugging Face hub, by name. Called by `transformer_backbones`; needs the network once."""
+"""Published backbones on the Hugging Face hub, by name. Called by `backbones.transformers`; needs the network once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MXNet `.params` files read without mxnet (its `NDArray::Load`, src/ndarray/ndarray.cc). Called by `weight_files`.
+"""MXNet `.params` files read without mxnet (its `NDArray::Load`, src/ndarray/ndarray.cc). Called by `files`.
 
 File: uint64 0x112, uint64 0, the arrays (uint64 count), their names (uint64 count, each a uint64 length and bytes).
 Array: uint32 magic; V2 and V3: int32 storage type; shape as uint32 ndim and int64 sides (before V1, in files up to

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from distwsss.config.schema import BackboneSection
+from distwsss.config.networks import BackboneSection
 from distwsss.errors import CheckpointError
 from distwsss.models.weights.backbone import LITE_PACKAGE, Rename, beyond_network, left_out, load_exactly
 from distwsss.models.weights.caffe_names import network_names

@@ -1,4 +1,4 @@
-"""Pickle files of arrays, tensors and plain containers, read without running what is in them. Called by `weight_files`.
+"""Pickle files of arrays, tensors and plain containers, read without running what is in them. Called by `files`.
 
 detectron2 stores its models so (`model_final_*.pkl`: names to numpy arrays), and Mask2Former's converted Swin weights
 (names to tensors). A pickle is a small program that calls what it names. Here it can name what `ALLOWED` lists: stand-

@@ -1,4 +1,5 @@
-"""Accelerate, the only engine: single process, DDP, DeepSpeed ZeRO, mixed precision. Called by `train.loop` and `cli`.
+"""Accelerate, the only engine: single process, DDP, DeepSpeed ZeRO, mixed precision. Called by `train.loop`,
+`pipeline`.
 
 Closed here: without CUDA a plain `Accelerator()` silently makes every rank a world of one, the DeepSpeed plugin wants
 another way to the CPU than DDP, and what a launcher leaves in the environment would override our configuration.
@@ -18,61 +19,38 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor
 
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
+from distwsss.config.load import find_file
 from distwsss.errors import ConfigError, LaunchError, report_problems
-
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-HOW = "launchers/torchrun_local.sh, accelerate.sh and deepspeed.sh set them all"
-DEEPSPEED_DIR = Path("configs/deepspeed")
-
-
-def launched() -> tuple[int, int]:
-    """Rank and world size as torchrun, `accelerate launch` or `deepspeed` set them; 0 of 1 without a launcher.
-
-    Raises LaunchError for an environment that is set in part.
-    """
-    missing = [name for name in LAUNCHED if name not in os.environ]
-    if missing and len(missing) < len(LAUNCHED):
-        found = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHED if name in os.environ)
-        raise LaunchError(f"found {found}, but no {', '.join(missing)}; allowed: all of them or none ({HOW})")
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launched_world_size() -> int:
-    return launched()[1]
-
-
-def launched_rank() -> int:
-    return launched()[0]
+from distwsss.runtime import ranks
+from distwsss.runtime.device import pick_device
 
 
 def deepspeed_file(hardware: HardwareSection) -> Path | None:
-    """hardware.deepspeed, a path or the NAME of configs/deepspeed/NAME.json; a file that may not exist."""
+    """hardware.deepspeed: a path, or the NAME of configs/deepspeed/NAME.json. Raises ConfigError for any other."""
     if hardware.deepspeed is None:
         return None
-    named = DEEPSPEED_DIR / f"{hardware.deepspeed}.json"
-    return named if named.is_file() and not os.path.isfile(hardware.deepspeed) else Path(hardware.deepspeed)
+    return find_file("hardware.deepspeed", hardware.deepspeed, "deepspeed", ".json")
 
 
 def make_accelerator(
     hardware: HardwareSection, accumulation: int = 1, zero: dict[str, Any] | None = None, folder: Path | None = None
 ) -> Accelerator:
-    """The engine of this process. `zero`: DeepSpeed's JSON as `train.zero_config` fills it; `folder`: for dumps.
+    """The engine of this process. `zero`: DeepSpeed's JSON as `zero_config` fills it; `folder`: for dumps.
 
-    Raises LaunchError when CUDA is asked for but absent, when DeepSpeed has no launcher, when the ranks do not come
-    together or when the world is not what the launcher started, and ConfigError for an environment of Accelerate's that
+    Raises LaunchError when DeepSpeed has no launcher, when the ranks do not come together or when the world is not what
+    the launcher started, and ConfigError when CUDA is asked for but absent and for an environment of Accelerate's that
     contradicts the configuration.
     """
-    rank, world = launched()
-    if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise LaunchError("hardware.device is cuda, but no CUDA device was found; set hardware.device=auto")
-    if zero is not None and "RANK" not in os.environ:
+    ranks.check_launched()
+    rank, world = ranks.rank(), ranks.world_size()
+    on_cpu = pick_device(hardware.device).type == "cpu"
+    if zero is not None and not ranks.is_launched():
         raise LaunchError(
             f"hardware.deepspeed is {hardware.deepspeed}, but no launcher started this process; start `distwsss train` "
             "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (for one GPU: NPROC=1 and "
             "torchrun_local.sh)"
         )
-    on_cpu = hardware.device == "cpu" or not torch.cuda.is_available()
     _check_environment(hardware, accumulation, on_cpu)
     _check_trackers(hardware)
     if folder is not None and not on_cpu:
@@ -96,9 +74,9 @@ def make_accelerator(
             **options,
         )
     except torch.distributed.DistError as error:  # a port in use, a rank that did not come
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(
-            f"rank {rank} of {world} found no process group at {where} ({str(error).splitlines()[0]}); allowed: an "
+            f"rank {rank} of {world} found no process group at {ranks.meeting_point()} "
+            f"({str(error).splitlines()[0]}); allowed: an "
             "address of rank 0's machine with a free port, RDZV_ENDPOINT of launchers/"
         ) from error
     if (accelerator.num_processes, accelerator.process_index) != (world, rank):

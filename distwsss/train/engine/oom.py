@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
 from distwsss.data.batches.loader import Split
 from distwsss.errors import RunError
 

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO: its partitions as whole tensors, and back. Called by `train.loop` and `train.steps`.
 
 Checkpoints hold whole float32 tensors by name and no file of DeepSpeed's, so any world size and any engine goes on from
-them. This file and `train.zero_config` are the only ones that import deepspeed.
+them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distwsss.runtime import ranks
 from distwsss.train.engine.zero_config import import_deepspeed
 
 STATES = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD and AdamW, each as large as its parameter
@@ -31,8 +32,7 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 def whole_states(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, dict[str, Tensor]]:
     """Parameter name -> its optimizer state as torch would hold it, gathered to the CPU. A collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
+    whole_state = import_deepspeed().utils.safe_get_full_optimizer_state
     flat: dict[str, Tensor] = next(iter(optimizer.optimizer.state.values()), {})
     names = [name for name in STATES if isinstance(flat.get(name), Tensor)]
     if names:
@@ -41,7 +41,7 @@ def whole_states(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, dict
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        states = {key: safe_get_full_optimizer_state(parameter, key) for key in names}
+        states = {key: whole_state(parameter, key) for key in names}
         if keep:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             found[name] = {key: value.detach().cpu().reshape(shape).clone() for key, value in states.items()}
@@ -56,10 +56,9 @@ def load_states(model: nn.Module, optimizer: Any, states: dict[str, dict[str, Te
     torch's optimizers make their state in the first step; here it is made beforehand, empty, on DeepSpeed's flat
     partitions, and linked to the parameters as DeepSpeed does after a step.
     """
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
     if not states:
         return
+    utils = import_deepspeed().utils
     sample = next(iter(states.values()))
     stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
     for flat in optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups:
@@ -69,9 +68,9 @@ def load_states(model: nn.Module, optimizer: Any, states: dict[str, dict[str, Te
     for name, parameter in model.named_parameters():
         for key, value in states.get(name, {}).items():
             if key != "step" and stage3:
-                safe_set_local_optimizer_state(parameter, _part(value, parameter), key)
+                utils.safe_set_local_optimizer_state(parameter, _part(value, parameter), key)
             elif key != "step":
-                safe_set_full_optimizer_state(parameter, value, key)
+                utils.safe_set_full_optimizer_state(parameter, value, key)
 
 
 def _link(optimizer: Any) -> None:
@@ -85,5 +84,5 @@ def _link(optimizer: Any) -> None:
 def _part(value: Tensor, parameter: Any) -> Tensor:
     """This rank's slice of a whole tensor, as ZeRO-3 cuts it: equal parts, the last one padded with zeros."""
     size = parameter.ds_tensor.numel()
-    padded = F.pad(value.flatten(), (0, size * torch.distributed.get_world_size() - value.numel()))
-    return padded.narrow(0, size * torch.distributed.get_rank(), size)
+    padded = F.pad(value.flatten(), (0, size * ranks.world_size() - value.numel()))
+    return padded.narrow(0, size * ranks.rank(), size)

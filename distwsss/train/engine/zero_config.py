@@ -1,4 +1,5 @@
-"""DeepSpeed's JSON: checked, and filled from our configuration. Called by `train.loop` and `train.zero`.
+"""DeepSpeed's JSON: checked, and filled from our configuration; the only file that imports deepspeed. Called by
+`train.loop` and `zero`.
 
 No "auto" is left to Accelerate, whose own values differ (clipping 1.0), and no precision to DeepSpeed: weights,
 gradients and optimizer states are float32, the loop autocasts the forward, so the master weights are the weights.
@@ -16,10 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
 from distwsss.data.batches.loader import Split
 from distwsss.errors import ConfigError, report_problems
-from distwsss.train.engine.accelerate import DEEPSPEED_DIR, deepspeed_file
+from distwsss.train.engine.accelerate import deepspeed_file
 
 OURS = "the configuration's: leave it out"
 REFUSED = {
@@ -63,10 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"hardware.deepspeed: {path}: cannot be read ({error.strerror}); allowed: a file, or the NAME of "
-            f"{DEEPSPEED_DIR}/NAME.json"
-        ) from error
+        raise ConfigError(f"hardware.deepspeed: {path.absolute()}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"hardware.deepspeed: {path}: not JSON ({error})") from error
     if not isinstance(tree, dict):
@@ -96,12 +94,11 @@ def _unknown(name: str, key: str, known: Iterable[str]) -> str:
 
 def _zero_problems(tree: dict[str, Any]) -> list[str]:
     """What DeepSpeed's own check of zero_optimization, which ends in a traceback, would refuse."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
+    zero_section = import_deepspeed().runtime.zero.config.DeepSpeedZeroConfig
     try:
-        DeepSpeedZeroConfig(**tree.get("zero_optimization", {}))
+        zero_section(**tree.get("zero_optimization", {}))
     except ValidationError as error:
-        known = [str(field.alias or name) for name, field in DeepSpeedZeroConfig.model_fields.items()]
+        known = [str(field.alias or name) for name, field in zero_section.model_fields.items()]
         problems = []
         for item in error.errors():
             name, key = ".".join(map(str, ["zero_optimization", *item["loc"]])), str(item["loc"][-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
 
 
 @dataclass(frozen=True)

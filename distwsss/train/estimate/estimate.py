@@ -1,6 +1,7 @@
-"""What training will take of a GPU: memory, the micro-batch that fits, operations, time; without one. Called by `cli`.
+"""What training will take of a GPU: memory, the micro-batch that fits, operations, time; without one. Called by
+`pipeline`.
 
-Each stage's step runs once on fake tensors (`train.fake_step`). What that cannot see is added as `CONTEXT_GIB` and
+Each stage's step runs once on fake tensors (`fake_step`). What that cannot see is added as `CONTEXT_GIB` and
 `FRAGMENTS`, assumed and not measured; times assume that products reach `UTILISATION` of the card's peak.
 """
 
@@ -9,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distwsss.config import Config
-from distwsss.config.schema import HardwareSection, duration_to_steps
+from distwsss.config.hardware import HardwareSection
+from distwsss.config.section import duration_to_steps
 from distwsss.data.batches.loader import split_batch
 from distwsss.data.shards.format import INDEX
-from distwsss.data.shards.index import images_dir, load_index
+from distwsss.data.shards.index import load_index
 from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
 from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError
+from distwsss.runtime.layout import images_dir
 from distwsss.train.estimate.cards import CARDS, Card, computes_in
 from distwsss.train.estimate.fake_step import Stage, StepCost, Way, classifier_stage, segmenter_stage, step_cost
 

@@ -1,4 +1,4 @@
-"""What code would hold in memory, by a run of it on fake tensors: shapes, no data. Called by `train.fake_step`.
+"""What code would hold in memory, by a run of it on fake tensors: shapes, no data. Called by `fake_step`.
 
 Fake tensors are on the device "cpu": on "cuda" autograd's engine asks the driver, which a machine without a GPU lacks.
 `cuda_autocast_rules` makes dtypes under autocast those of CUDA. What still differs is said in docs/estimate.md.

@@ -17,7 +17,8 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from distwsss.config.schema import ClassifySection, OptimSection, TrainSection
+from distwsss.config.stages import ClassifySection, TrainSection
+from distwsss.config.training import OptimSection
 from distwsss.data.batches.loader import Batch
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
@@ -28,6 +29,7 @@ from distwsss.train.terms import segmenter_terms
 
 CUDA_BLOCK = 512  # bytes: what PyTorch's CUDA allocator rounds up to
 CLASSES_PER_IMAGE = 8  # of the fake labels, background included; what Mask2Former's set loss holds grows with it
+NO_IMAGE = torch.empty(0)  # of labels that have data: the images have none
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +77,7 @@ def classifier_stage(section: ClassifySection, classes: list[str]) -> Stage:
         return _freeze_published(model, section.backbone.pretrained)
 
     def maps(images: int) -> Batch:
-        return {"targets": torch.zeros(images, len(classes) - 1)}
+        return Batch([], NO_IMAGE, targets=torch.zeros(images, len(classes) - 1))
 
     return Stage("classify", classes, section.optim, section.augment.crop, build, lambda _: classifier_sums, maps)
 
@@ -91,7 +93,7 @@ def segmenter_stage(section: TrainSection, classes: list[str]) -> Stage:
     def maps(images: int) -> Batch:
         stripes = torch.arange(side) * min(len(classes), CLASSES_PER_IMAGE) // side
         labels = stripes.to(torch.uint8).expand(images, side, side).contiguous()
-        return {"labels": labels, "clean": labels != 255, "complements": (labels + 1) % len(classes)}
+        return Batch([], NO_IMAGE, labels=labels, clean=labels != 255, complements=(labels + 1) % len(classes))
 
     return Stage("train", classes, section.optim, side, build, lambda m: segmenter_terms(section, m).sums, maps)
 
@@ -162,10 +164,10 @@ def _train_step(stage: Stage, way: Way, model: nn.Module, optimizer: torch.optim
     for _ in range(_micro_batches(way)):
         with unset_fake_temporarily():
             maps = stage.maps(way.micro_batch)
-        on_device = {name: value.clone() for name, value in maps.items()}  # a copy is what `memory` sees
-        on_device["image"] = torch.empty(way.micro_batch, 3, stage.crop, stage.crop)
+        on_device = maps.map(torch.clone)  # a copy is what `memory` sees
+        on_device.image = torch.empty(way.micro_batch, 3, stage.crop, stage.crop)
         with torch.autocast("cpu", DTYPES[way.precision]) if way.precision in DTYPES else nullcontext():
-            outputs = model.training_outputs(on_device["image"])
+            outputs = model.training_outputs(on_device.image)
         if way.precision != "no":
             outputs = convert_to_fp32(outputs)  # as Accelerate's forward does
         with HostReads():

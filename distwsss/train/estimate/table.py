@@ -1,11 +1,11 @@
-"""Estimates as text, for people and for machines. Called by `cli`; the numbers are made by `train.estimate`."""
+"""Estimates as text, for people and for machines. Called by `pipeline`; the numbers are made by `estimate`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 
-from distwsss.config.schema import HardwareSection
+from distwsss.config.hardware import HardwareSection
 from distwsss.train.estimate.cards import CARDS, computes_in
 from distwsss.train.estimate.estimate import CONTEXT_GIB, FRAGMENTS, GIB, USABLE, UTILISATION, Estimate
 

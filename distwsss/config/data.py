@@ -1,0 +1,53 @@
+"""The data set, and how it is packed into image shards. Read by `config.schema`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distwsss.config.section import NEUTRAL, Section
+
+
+class ShapesSection(Section):
+    """The generated data set."""
+
+    train: int = Field(96, ge=1)
+    val: int = Field(48, ge=0)
+    size: int = Field(96, ge=32, description="side in pixels")
+    seed: int = 0
+
+
+class DataSection(Section):
+    dataset: Literal["voc", "coco", "folder", "shapes"]
+    root: str | None = Field(None, description="data folder (voc, coco, folder)", json_schema_extra=NEUTRAL)
+    sbd: str | None = Field(None, description="voc: the SBD release, for train_aug", json_schema_extra=NEUTRAL)
+    crowd: Literal["ignore", "paint"] = Field("ignore", description="coco: pixels of crowd annotations in masks")
+    train_split: str = "train"
+    val_split: str = "val"
+    labels_from: Literal["auto", "xml", "csv", "masks"] = Field(
+        "auto", description="voc: auto = Annotations/*.xml, else cls_labels.csv; masks only when named here"
+    )
+    classes: list[str] | None = Field(None, description="foreground class names in order; background is added")
+    images: str = Field("images", description="folder: where the pictures lie under root")
+    tags: str = Field("tags.csv", description="folder: the CSV of image-level labels under root")
+    masks: str = Field("masks", description="folder: where masks lie under root, if any")
+    allow_empty: bool = Field(False, description="an image without labels is background only, not an error")
+    max_pixels: int = Field(40_000_000, ge=1, description="larger images are refused before decoding")
+    shapes: ShapesSection = ShapesSection()
+    tuning_ids: list[str] = Field(
+        [], description="train ids on which keys were chosen: `stats` scores the others", json_schema_extra=NEUTRAL
+    )
+
+    @model_validator(mode="after")
+    def _root(self) -> DataSection:
+        if self.classes is not None:
+            if len(set(self.classes)) != len(self.classes):
+                raise ValueError("`classes` lists a name twice; allowed: distinct names")
+            if "background" in self.classes:
+                raise ValueError("`classes` lists `background`; allowed: foreground names only, background is class 0")
+        return self
+
+
+class PrepareSection(Section):
+    shard_size: int = Field(64, ge=1, description="images per shard")

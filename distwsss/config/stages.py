@@ -1,0 +1,170 @@
+"""The stages' own sections: `classify`, `seeds`, `train`, `evaluate`, `report`. Read by `config.schema`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distwsss.config.crf import CRF_PARAMS, NamedCRF
+from distwsss.config.networks import BackboneSection, Mask2FormerSection
+from distwsss.config.section import LATER, NEUTRAL, Duration, Positive, Probability, Section
+from distwsss.config.training import AugmentSection, OptimSection
+
+
+class ClassifySection(Section):
+    """One classifier per dropout probability p (METHOD section 1)."""
+
+    dropouts: list[Probability] = Field([0.05, 0.10, 0.20, 0.30], min_length=1)
+    dropout_layer: Literal["dropout7", "b7"] = Field(
+        "dropout7",
+        description="the layer that p applies to: before the classification layer (psa), or, as in EPS, which has none "
+        "there, the two inside block b7 of resnet38",
+        json_schema_extra=LATER,
+    )
+    backbone: BackboneSection = BackboneSection()
+    augment: AugmentSection = AugmentSection(resize=[256, 512], resize_by="longest_side")
+    optim: OptimSection = OptimSection()
+
+    @model_validator(mode="after")
+    def _layer(self) -> ClassifySection:
+        if self.dropout_layer == "b7" and self.backbone.name != "resnet38":
+            raise ValueError(
+                f"`dropout_layer` is 'b7', but `backbone.name` is {self.backbone.name!r}; allowed: dropout7, or "
+                "backbone resnet38"
+            )
+        return self
+
+
+class SeedsSection(Section):
+    """CAM, CRF, vote (METHOD sections 1-3)."""
+
+    scales: list[Positive] = Field([1.00, 1.20], min_length=1)
+    base_size: int | None = Field(None, ge=32, description="longest side scaled by 1.00; default: the image's own")
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None, description="of the CAMs; default: the classifier's own. The same weights, dilated (a trous), finer maps"
+    )
+    cam_scales: list[Positive] = Field([1.0], min_length=1, description="multiplied by the scale, CAMs summed")
+    alpha: Positive = 8.0
+    normalise: Literal["softmax", "sum"] = "softmax"
+    crf: NamedCRF = CRF_PARAMS["cam_label"]
+    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; default: all")
+    threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; default: all must agree")
+    threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
+    keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
+
+
+class TrainSection(Section):
+    """The segmenter and its loss (METHOD sections 4 and 5)."""
+
+    model: Literal["deeplab", "segformer", "mask2former"] = "deeplab"
+    lineage: Literal["plain", "classic", "codebase"] = Field(
+        "plain",
+        description="DeepLab as two public codebases have it: classic (deeplab-pytorch: summed ASPP, resnet101_caffe, "
+        "4-term loss) or codebase (semantic-segmentation-codebase: BatchNorm heads, image pooling, resnet101s)",
+        json_schema_extra=LATER,
+    )
+    head: Literal["largefov", "aspp"] = Field("aspp", description="deeplab: V1's or V2's head")
+    head_channels: int | None = Field(
+        None,
+        ge=1,
+        description="width of LargeFOV's hidden layers (default 1024; codebase: 512), of the codebase lineage's ASPP "
+        "branches (256) and of SegFormer's decoder (256 for mit_b0 and mit_b1, else 768)",
+    )
+    head_dropout: Probability = Field(0.5, description="as published: 0 in classic, 0.1 in SegFormer, else 0.5")
+    mask2former: Mask2FormerSection = Field(Mask2FormerSection(), json_schema_extra=LATER)
+    backbone: BackboneSection = BackboneSection()
+    weights: str | None = Field(
+        None,
+        description="file or folder with a whole network's weights to start from (docs/weights.md); classification "
+        "layers of other classes are left out",
+        json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
+    )
+    labels: str = Field(
+        "vote", description="vote | seed:NAME (one seed, all clean) | truth (fully supervised upper bound)"
+    )
+    loss: Literal["hybrid", "positive", "cross_entropy"] = Field(
+        "hybrid", description="hybrid: Eq. 10; positive: Eq. 8 on every labelled pixel; cross_entropy: Eq. 3 likewise"
+    )
+    temperature: Positive | None = Field(1.0, description="tau of the prediction constraint; null switches it off")
+    complement: Literal["uniform", "assigned"] = "uniform"
+    vote_threshold: int | None = Field(None, ge=1, description="another t than the pseudo-label shards were made with")
+    holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
+    augment: AugmentSection = AugmentSection()
+    optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
+    evaluate_every: Duration | None = Field(None, description="held-out mIoU at these steps, and BEST by it")
+
+    @model_validator(mode="after")
+    def _labels(self) -> TrainSection:
+        if not (self.labels in ("vote", "truth") or self.labels.startswith("seed:")):
+            raise ValueError(f"`labels` is {self.labels!r}; allowed: vote, truth or seed:NAME")
+        return self
+
+    @model_validator(mode="after")
+    def _network(self) -> TrainSection:
+        """Raises ValueError where model, lineage and backbone do not go together."""
+        name = self.backbone.name
+        wanted = {
+            "segformer": [f"mit_b{number}" for number in range(6)],
+            "mask2former": ["swin_tiny", "swin_small", "swin_base", "swin_large"],
+        }.get(self.model)
+        if wanted and name not in wanted:
+            raise ValueError(f"`backbone.name` is {name!r}; allowed for model {self.model}: {', '.join(wanted)}")
+        if self.model == "deeplab" and name.startswith(("mit_", "resnet38")):
+            raise ValueError(f"`backbone.name` is {name!r}; allowed for model deeplab: a convolutional network")
+        if self.head_channels is not None and self.model == "mask2former":
+            raise ValueError("`head_channels` is set; allowed for model mask2former: `mask2former.hidden`")
+        if self.lineage != "plain" and self.model != "deeplab":
+            raise ValueError(f"`lineage` is {self.lineage!r}; allowed for model {self.model}: plain")
+        if (self.lineage == "classic") != (name == "resnet101_caffe"):
+            raise ValueError(
+                f"`lineage` is {self.lineage!r}, `backbone.name` {name!r}; allowed: classic with resnet101_caffe, "
+                "another lineage with another backbone"
+            )
+        if self.lineage == "classic" and self.head != "aspp":
+            raise ValueError("`head` is 'largefov'; allowed for lineage classic: aspp")
+        return self
+
+
+class EvaluateSection(Section):
+    scales: list[Positive] = Field([0.75, 1.0, 1.25], min_length=1, description="of multi-scale + flip")
+    mode: Literal["whole", "slide"] = Field(
+        "whole",
+        description="slide: a scaled image larger than `crop_size` goes through the network window by window, and "
+        "their logits are averaged where they overlap; whole: in one piece",
+        json_schema_extra=LATER,
+    )
+    crop_size: int | None = Field(
+        None,
+        ge=16,
+        description="slide: side of the square window, in pixels of the scaled image",
+        json_schema_extra=LATER,
+    )
+    stride: int | None = Field(
+        None, ge=1, description="slide: from one window to the next, at most `crop_size`", json_schema_extra=LATER
+    )
+    crf: NamedCRF | None = Field(
+        CRF_PARAMS["deeplab_v2"], description="a name (docs/inference.md), a mapping of CRF parameters, or null: no CRF"
+    )
+    probabilities: Literal["softmax", "constrained"] = "softmax"
+    average: Literal["probabilities", "logits"] = "probabilities"
+    checkpoint: Literal["LAST", "BEST"] = "LAST"
+
+    @model_validator(mode="after")
+    def _windows(self) -> EvaluateSection:
+        sizes = {"crop_size": self.crop_size, "stride": self.stride}
+        for name, value in sizes.items():
+            if self.mode == "slide" and value is None:
+                raise ValueError(f"`{name}` is missing; allowed for mode slide: a number of pixels, or mode: whole")
+            if self.mode == "whole" and value is not None:
+                raise ValueError(f"`{name}` is {value}, but `mode` is 'whole'; allowed: null, or mode: slide")
+        if self.crop_size is not None and self.stride is not None and self.stride > self.crop_size:
+            raise ValueError(
+                f"`stride` is {self.stride}, beyond `crop_size` {self.crop_size}: pixels between windows would be seen "
+                f"by none; allowed: 1..{self.crop_size}"
+            )
+        return self
+
+
+class ReportSection(Section):
+    images: int = Field(12, ge=0, description="photographs shown")

@@ -1,0 +1,1 @@
+"""A trained segmenter on a photograph: views, upsampling, CRF, pictures."""

@@ -1,0 +1,167 @@
+"""A trained segmenter, ready to segment photographs: what Python users load. Also called by `evaluate` and `report`.
+
+A checkpoint says itself what inference must know (classes, mean, std, align_corners, temperature); scales, windows and
+CRF are the `evaluate` section's, its defaults where there is no configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from distwsss.config import Config
+from distwsss.config.stages import EvaluateSection
+from distwsss.data.images import decode_image, encode_jpeg, encode_palette, to_rgb
+from distwsss.errors import CheckpointError, ConfigError, DataError
+from distwsss.inference.pictures import overlay, with_legend
+from distwsss.inference.postprocess import crf_marginals
+from distwsss.inference.views import predict_probabilities, views_of
+from distwsss.models.export import CONFIG, from_pretrained, verified_checkpoint
+from distwsss.models.segmenters import SEGMENTERS
+from distwsss.runtime.artifacts import read_pointer, write_bytes
+from distwsss.runtime.device import pick_device
+from distwsss.runtime.layout import BEST, LAST, pointer, pointers_below, segmenter_dir
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """labels: class ids uint8[H,W]; probabilities: float32[K,H,W], of whose classes the labels are the most probable;
+    classes: all K names, background first; image: uint8[H,W,3], what was looked at."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray = field(repr=False)
+    classes: list[str]
+    image: np.ndarray = field(repr=False)
+
+    def overlay(self) -> Image.Image:
+        """The photograph with the labels in colour, and a legend of the classes in it."""
+        return with_legend(overlay(self.image, self.labels), self.labels, self.classes)
+
+    def save(self, folder: str | Path, name: str) -> Path:
+        """Write FOLDER/NAME.png (palette PNG of class ids) and FOLDER/NAME.overlay.jpg; returns the PNG's path."""
+        png, jpg = prediction_files(Path(folder), name)
+        write_bytes(png, encode_palette(self.labels))
+        write_bytes(jpg, encode_jpeg(np.asarray(self.overlay()), quality=90, subsampling=2))
+        return png
+
+
+def prediction_files(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where a prediction called `name` is saved: its label map and its overlay."""
+    return folder / f"{name}.png", folder / f"{name}.overlay.jpg"
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network with how it is to look at photographs. `folder`: the checkpoint it came from; `max_pixels`: larger
+    files are refused before they are decoded."""
+
+    model: nn.Module = field(repr=False)
+    folder: Path
+    device: torch.device
+    section: EvaluateSection = field(default_factory=EvaluateSection)
+    max_pixels: int | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "auto") -> Segmenter:
+        """The segmenter of a run folder (its LAST), a checkpoint folder, a LAST or BEST, or an exported folder.
+
+        device: auto (CUDA where there is one), cpu or cuda. Raises CheckpointError for what is no whole segmenter,
+        ConfigError for CUDA without one.
+        """
+        return _open(locate_checkpoint(Path(path)), device, EvaluateSection(), None)
+
+    @property
+    def classes(self) -> list[str]:
+        """All K names, background first."""
+        return list(self.model.classes)
+
+    def predict(
+        self, image: str | Path | Image.Image | np.ndarray, multi_scale: bool = False, crf: bool = False
+    ) -> Prediction:
+        """The labels of a picture: a file, a PIL image, or uint8[H,W,3] RGB.
+
+        multi_scale: the mean over the scales of `section` and the flip; crf: refined with its dense CRF. Raises
+        DataError for a picture that cannot be read.
+        """
+        pixels = self._pixels(image)
+        probabilities = self.probabilities(pixels, multi_scale).cpu().numpy()
+        if crf:
+            if self.section.crf is None:
+                raise ConfigError("found no CRF parameters (`evaluate.crf` is null); name some there")
+            probabilities = crf_marginals(pixels, probabilities, self.section.crf)
+        labels = probabilities.argmax(axis=0).astype(np.uint8)
+        return Prediction(labels, probabilities, self.classes, pixels)
+
+    def probabilities(self, image: np.ndarray, multi_scale: bool) -> Tensor:
+        """uint8[H,W,3] RGB -> float32[K,H,W] on the device, without CRF."""
+        return predict_probabilities(self.model, image, views_of(self.section, multi_scale), self.device)
+
+    def _pixels(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                found = f"{image.dtype}{list(image.shape)}"
+                raise DataError(f"found an array {found}; allowed: uint8[H,W,3] RGB, a PIL image, or a path")
+            return image
+        path = Path(image).absolute()
+        try:
+            return decode_image(path.read_bytes(), str(path), self.max_pixels)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def open_segmenter(config: Config, checkpoint: Path | None = None) -> Segmenter:
+    """The segmenter of `checkpoint`, or that which `evaluate.checkpoint` of this run names, as the configuration says.
+
+    Raises CheckpointError where it is missing or does not verify.
+    """
+    folder = checkpoint_folder(config, checkpoint)
+    return _open(folder, config.hardware.device, config.evaluate, config.data.max_pixels)
+
+
+def _open(folder: Path, device: str, section: EvaluateSection, max_pixels: int | None) -> Segmenter:
+    chosen = pick_device(device)
+    model = from_pretrained(folder, chosen)
+    kind = model.architecture()["kind"]
+    if kind not in SEGMENTERS:
+        raise CheckpointError(f"{folder}: holds a {kind}; allowed: a segmenter ({', '.join(SEGMENTERS)})")
+    if section.probabilities == "constrained" and not hasattr(model, "temperature"):
+        raise CheckpointError(
+            f"{folder}: does not say with which temperature it was trained (a checkpoint of an earlier version); "
+            "allowed: evaluate.probabilities: softmax, or a checkpoint written anew"
+        )
+    return Segmenter(model, folder, chosen, section, max_pixels)
+
+
+def checkpoint_folder(config: Config, checkpoint: Path | None = None) -> Path:
+    """`checkpoint` (as `Segmenter.from_pretrained` takes it), or the one `evaluate.checkpoint` of this run names."""
+    if checkpoint is not None:
+        return locate_checkpoint(checkpoint)
+    name = config.evaluate.checkpoint
+    path = pointer(segmenter_dir(config), name)
+    folder = read_pointer(path)
+    if folder is None:
+        hint = " (BEST needs masks of held-out images; LAST does not)" if name == BEST else ""
+        raise CheckpointError(f"{path}: not found{hint}; run `distwsss train` first, or give --checkpoint FOLDER")
+    return verified_checkpoint(folder)
+
+
+def locate_checkpoint(path: Path) -> Path:
+    """The verified folder of weights that `path` means: itself, or what a LAST or BEST names, in it or below it.
+
+    Raises CheckpointError where there is none, or where it does not verify.
+    """
+    path = path.absolute()
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; allowed: a run folder, a checkpoint folder, LAST or BEST")
+    if path.is_dir() and not (path / CONFIG).is_file():
+        path = next((found for found in pointers_below(path) if found.is_file()), path)
+    if path.is_file() and path.name not in (LAST, BEST):
+        raise CheckpointError(f"{path}: a file; allowed: a run folder, a checkpoint folder, LAST or BEST")
+    return verified_checkpoint(read_pointer(path) or path, exported=True)

@@ -1,0 +1,194 @@
+"""The stages in order, and what else one does with a configuration: what `distwsss VERB` and Python users call.
+
+Every function takes the configuration and plain options. Stages are imported when they run, so that importing this
+module, like `--help`, loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distwsss.config import Config
+from distwsss.config.load import config_without_file
+from distwsss.errors import ConfigError, ShardError, report_problems
+from distwsss.runtime import ranks
+from distwsss.runtime.layout import images_dir, shard_dir
+from distwsss.runtime.progress import log, setup_logging
+from distwsss.runtime.run_folder import open_run
+from distwsss.runtime.storage import folder_at
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the stages of a run take beside the configuration, as the verbs' options of the same names."""
+
+    resume: str = "auto"
+    on_bad: str = "fail"
+    init_from: Path | None = None
+
+
+def prepare(config: Config, options: Options = Options()) -> None:
+    """The data set, checked, as image shards."""
+    from distwsss.data.prepare import prepare
+
+    prepare(config, options.on_bad)
+
+
+def classify(config: Config, options: Options = Options()) -> None:
+    """One classifier per dropout probability."""
+    from distwsss.train.stages import classify
+
+    classify(config, options.resume)
+
+
+def seeds(config: Config, options: Options = Options()) -> None:
+    """CAMs, dense CRF and vote: seed and pseudo-label shards."""
+    from distwsss.seeds.generate import run_seeds
+
+    run_seeds(config, options.on_bad)
+
+
+def stats(config: Config, _: Options = Options()) -> None:
+    """How good seeds and vote are, where the train split has masks."""
+    from distwsss.evaluate.stats import stats
+
+    stats(config)
+
+
+def train(config: Config, options: Options = Options()) -> None:
+    """The segmenter, on the pseudo-labels."""
+    from distwsss.train.stages import train
+
+    train(config, options.resume, options.init_from)
+
+
+def evaluate(config: Config, split: str | None = None, checkpoint: Path | None = None) -> dict[str, Any] | None:
+    """mIoU of the segmenter on a split, `data.val_split` unless named."""
+    from distwsss.evaluate.evaluate import evaluate
+    from distwsss.train.engine.accelerate import end_accelerator, make_accelerator
+
+    accelerator = make_accelerator(config.hardware)  # opens the process group under torchrun
+    try:
+        return evaluate(config, split, checkpoint)
+    finally:
+        end_accelerator(accelerator)
+
+
+def report(config: Config, _: Options = Options()) -> Path:
+    """One self-contained HTML page of everything the run has made; returns its path."""
+    from distwsss.report.html import write_report
+
+    path = write_report(config)
+    print(f"Report with pictures: {path}")
+    return path
+
+
+def _evaluate_in_run(config: Config, _: Options) -> None:
+    if images_dir(config, "val").is_dir():
+        evaluate(config)
+    else:
+        log.info("evaluate: the data set has no split for it, skipped")
+
+
+# in the order in which each reads what those before it wrote
+STAGES: dict[str, Callable[[Config, Options], object]] = {
+    "prepare": prepare,
+    "classify": classify,
+    "seeds": seeds,
+    "stats": stats,
+    "train": train,
+    "evaluate": _evaluate_in_run,
+    "report": report,
+}
+
+
+def run(config: Config, stages: Sequence[str] | None = None) -> None:
+    """Every stage in turn, or those named, from image-level labels to mIoU and pictures; what is complete is skipped.
+
+    Locks the run folder and describes there what is run, as `distwsss run` does. Raises our errors (`distwsss.errors`),
+    ConfigError for a stage that does not exist.
+    """
+    if not log.hasHandlers():
+        setup_logging()
+    with open_run(config, None):
+        run_stages(config, Options(), stages)
+
+
+def run_stages(config: Config, options: Options, stages: Sequence[str] | None = None) -> None:
+    """`run` in a run folder that is open already."""
+    ranks.check_single_process("run")
+    unknown = [name for name in stages or () if name not in STAGES]
+    if unknown:
+        raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: {', '.join(STAGES)}")
+    for name, stage in STAGES.items():
+        if stages is None or name in stages:
+            log.info(f"== {name}")
+            stage(config, options)
+
+
+def checkpoint_config(verb: str, profile: str | None, overrides: list[str]) -> Config:
+    """The defaults and what is set by hand, for a checkpoint that is used without its run's configuration.
+
+    `predict` needs no data set; `evaluate` is told which one by `--set data.dataset=...` and `data.root=...`.
+    """
+    return config_without_file(verb, {"dataset": "folder"} if verb == "predict" else {}, profile, overrides)
+
+
+def predict(
+    config: Config, images: list[Path], output: Path, checkpoint: Path | None, multi_scale: bool, crf: bool
+) -> None:
+    """Pictures to palette PNGs and overlays."""
+    from distwsss.evaluate.predict import predict
+    from distwsss.inference.segmenter import open_segmenter
+
+    paths = predict(open_segmenter(config, checkpoint), images, output, multi_scale, crf)
+    print(f"{len(paths)} predictions in {output}")
+
+
+def submit(
+    config: Config, output: Path, split: str, checkpoint: Path | None, multi_scale: bool, crf: bool
+) -> None:
+    """The archive of label maps for the evaluation server of PASCAL VOC 2012."""
+    from distwsss.evaluate.submit import submit
+
+    count = submit(config, output, split, checkpoint, multi_scale, crf)
+    print(f"{count} label maps in {output}")
+
+
+def estimate(config: Config, as_json: bool) -> None:
+    """Parameters, memory, micro-batch, operations and time of training, without a GPU."""
+    from distwsss.train.estimate import table
+    from distwsss.train.estimate.estimate import estimate
+
+    show = table.as_json if as_json else table.as_table
+    print(show(estimate(config), config.hardware))
+
+
+def verify(config: Config | None, path: str | None) -> None:
+    """Shards compared with their indexes, byte for byte: those of a folder or URL, or of a configuration.
+
+    Raises ShardError naming every damage.
+    """
+    from distwsss.data.shards.verify import verify
+
+    if (config is None) == (path is None):
+        found = "both PATH and --config" if path else "neither PATH nor --config"
+        raise ConfigError(
+            f"found {found}; allowed: one of them, a shard folder or a configuration whose shards to check"
+        )
+    folder = shard_dir(config) if config else folder_at(path or "")
+    folder = folder.absolute() if isinstance(folder, Path) else folder
+    problems = verify(folder)
+    if problems:
+        raise ShardError(report_problems(f"{folder}: damaged", problems))
+    print(f"{folder}: every shard and index verifies")
+
+
+def convert_weights(file: Path, output: Path, backbone: str | None) -> None:
+    """A published file of weights as safetensors, under our names."""
+    from distwsss.models.convert import convert_weights
+
+    print(convert_weights(file, output, backbone))

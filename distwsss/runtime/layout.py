@@ -1,0 +1,146 @@
+"""Where a run's files and shards lie: the only place that knows. Called by every stage.
+
+    runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json lock
+      prepare/                        source.json, and quarantine.jsonl: images left out
+      classify/P/ (`paths.classifiers`), train/
+                                      config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST}
+      seeds/                          quality.json quarantine.jsonl ray.json
+      evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
+      report/index.html
+    shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/
+
+Relative paths of the configuration are relative to the folder where the command was started; what is returned is
+absolute, so that a message shows where was looked. A *role* (train, val) is what a split is for; its *split* is the
+name of its list.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from distwsss.config import Config
+from distwsss.errors import ConfigError, report_problems
+from distwsss.runtime.storage import Folder, Scratch, folder_at
+
+Role: TypeAlias = Literal["train", "val"]
+ROLES: tuple[Role, ...] = ("train", "val")
+LAST, BEST = "LAST", "BEST"
+CHECKPOINTS, DONE, METRICS = "checkpoints", "done.json", "metrics.jsonl"
+
+
+def run_dir(config: Config) -> Path:
+    return Path(config.paths.run or f"runs/{config.name}").absolute()
+
+
+def describing_files(config: Config) -> dict[str, Path]:
+    """What describes a run, by what it is: configuration, command, environment, exit, lock."""
+    names = {"configuration": "config.yaml", "command": "command.txt", "environment": "env.json", "exit": "exit.json"}
+    return {what: run_dir(config) / name for what, name in {**names, "lock": "lock"}.items()}
+
+
+def source_file(config: Config) -> Path:
+    """From which data root the image shards were made."""
+    return run_dir(config) / "prepare" / "source.json"
+
+
+def quarantine_file(config: Config, stage: Literal["prepare", "seeds"]) -> Path:
+    """The images that a stage left out, a line each."""
+    return run_dir(config) / stage / "quarantine.jsonl"
+
+
+def classifier_dir(config: Config, dropout: float) -> Path:
+    """The training of the classifier of dropout probability `dropout`."""
+    folder = Path(config.paths.classifiers).absolute() if config.paths.classifiers else run_dir(config) / "classify"
+    return folder / f"{dropout:.2f}"
+
+
+def segmenter_dir(config: Config) -> Path:
+    """The training of the segmenter."""
+    return run_dir(config) / "train"
+
+
+def checkpoints_dir(training: Path) -> Path:
+    """The checkpoints of a training (`classifier_dir`, `segmenter_dir`), with LAST and BEST beside them."""
+    return training / CHECKPOINTS
+
+
+def pointer(training: Path, name: str = LAST) -> Path:
+    return checkpoints_dir(training) / name
+
+
+def pointers_below(folder: Path) -> list[Path]:
+    """Where the LAST of a folder of checkpoints, of a training or of a run's segmenter would be."""
+    return [folder / LAST, pointer(folder), pointer(folder / "train")]
+
+
+def done_file(training: Path) -> Path:
+    """Written when a training is complete."""
+    return training / DONE
+
+
+def metrics_file(training: Path) -> Path:
+    return training / METRICS
+
+
+def training_config_file(training: Path) -> Path:
+    """The configuration with which a training was started last."""
+    return training / "config.yaml"
+
+
+def quality_file(config: Config) -> Path:
+    """How good seeds and vote are, by the train masks."""
+    return run_dir(config) / "seeds" / "quality.json"
+
+
+def ray_file(config: Config) -> Path:
+    """Which nodes of a Ray cluster made the seeds."""
+    return run_dir(config) / "seeds" / "ray.json"
+
+
+def evaluate_dir(config: Config) -> Path:
+    return run_dir(config) / "evaluate"
+
+
+def report_file(config: Config) -> Path:
+    return run_dir(config) / "report" / "index.html"
+
+
+def shard_dir(config: Config) -> Folder:
+    """All shards of a run, on a file system or an object store."""
+    hardware = config.hardware
+    scratch = Scratch(Path(hardware.scratch), int(hardware.scratch_gb * 1e9)) if hardware.scratch else None
+    folder = folder_at(config.paths.shards or f"shards/{config.name}", scratch)
+    return folder.absolute() if isinstance(folder, Path) else folder
+
+
+def images_dir(config: Config, role: Role) -> Folder:
+    """Image shards of the train or the val split."""
+    return shard_dir(config) / "images" / role
+
+
+def seeds_dir(config: Config) -> Folder:
+    return shard_dir(config) / "seeds"
+
+
+def pseudo_dir(config: Config) -> Folder:
+    return shard_dir(config) / "pseudo"
+
+
+def check_absolute_roots(config: Config) -> None:
+    """For a Ray cluster, where a relative folder would lie in some process's own working folder. Raises ConfigError."""
+    given: dict[str, str | None] = {
+        "paths.run": config.paths.run or f"runs/{config.name}",
+        "paths.classifiers": config.paths.classifiers,
+        "paths.shards": config.paths.shards or f"shards/{config.name}",
+        "classify.backbone.weights": config.classify.backbone.weights,
+    }
+    found: dict[str, Any] = {key: folder_at(value) for key, value in given.items() if value}
+    problems = [
+        f"`{key}`: found {folder}; allowed: an absolute path on storage that all nodes share"
+        + (", or a URL such as s3://BUCKET/PREFIX" if key == "paths.shards" else "")
+        for key, folder in found.items()
+        if isinstance(folder, Path) and not folder.is_absolute()
+    ]
+    if problems:
+        raise ConfigError(report_problems("work on the Ray cluster at RAY_ADDRESS", problems))

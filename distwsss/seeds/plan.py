@@ -1,0 +1,96 @@
+"""What the `seeds` stage needs, resolved once at its start: images, classifiers, voters, and the shards to make.
+
+Called by `seeds.generate`. The index is loaded and the classifiers are verified here and nowhere else in this process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distwsss.config import Config
+from distwsss.data.shards.index import ShardIndex, load_index
+from distwsss.data.shards.stage import ShardStage
+from distwsss.errors import CheckpointError
+from distwsss.models.export import WEIGHTS, verified_checkpoint
+from distwsss.runtime.artifacts import fingerprint, read_pointer, recorded_sha256
+from distwsss.runtime.layout import (
+    checkpoints_dir,
+    classifier_dir,
+    done_file,
+    images_dir,
+    pointer,
+    pseudo_dir,
+    seeds_dir,
+)
+from distwsss.seeds.chunk import CamTask, SeedTask, VoteTask
+
+
+@dataclass(frozen=True)
+class SeedsPlan:
+    """`seeds` and `vote`: the two folders of shards, each with the parameters its fingerprint covers. `classifiers`: a
+    verified checkpoint for each p of `config.classify.dropouts`."""
+
+    config: Config
+    images: ShardIndex
+    classifiers: list[Path]
+    voters: VoteTask
+    seeds: ShardStage
+    vote: ShardStage
+
+    def chunk(self, shard: int, quarantine: bool) -> SeedTask:
+        """The work on one shard: its CAM tasks in the order of the seeds' names, p outermost."""
+        hardware, section = self.config.hardware, self.config.seeds
+        names = iter(self.config.seed_names())
+        options = (section, hardware.device, hardware.mixed_precision, hardware.cam_batch)
+        cams = tuple(
+            CamTask(next(names), self.images.folder, shard, folder.resolve(), scale, *options)
+            for folder in self.classifiers
+            for scale in section.scales
+        )
+        return SeedTask(self.images.folder, shard, section, self.voters, cams, quarantine)
+
+
+def plan_seeds(config: Config) -> SeedsPlan:
+    """Raises ShardError without image shards, CheckpointError where a classifier is not there or does not verify."""
+    images, classifiers = load_index(images_dir(config, "train"), "images"), classifier_folders(config)
+    seeds = _seed_parameters(config, images, classifiers)
+    voters, names = config.voting_seeds(), config.seed_names()
+    vote = {
+        "vote_on": voters,
+        "threshold": config.vote_threshold(),
+        "inputs": {"seeds": fingerprint(seeds)},
+    }
+    return SeedsPlan(
+        config,
+        images,
+        classifiers,
+        VoteTask(tuple(names.index(name) for name in voters), tuple(voters), config.vote_threshold()),
+        ShardStage("seeds", "seeds", seeds_dir(config), seeds),
+        ShardStage("vote", "pseudo", pseudo_dir(config), vote),
+    )
+
+
+def classifier_folders(config: Config) -> list[Path]:
+    """The checkpoint of each classifier. Raises CheckpointError where one is not there or does not verify."""
+    folders = []
+    for p in config.classify.dropouts:
+        training = classifier_dir(config, p)
+        folder = read_pointer(pointer(training))
+        if folder is None or not done_file(training).is_file():
+            raise CheckpointError(
+                f"{checkpoints_dir(training)}: no finished classifier for p = {p:.2f}; run `distwsss classify`"
+            )
+        folders.append(verified_checkpoint(folder))
+    return folders
+
+
+def _seed_parameters(config: Config, images: ShardIndex, classifiers: list[Path]) -> dict[str, Any]:
+    """What the fingerprint of the seed shards covers; known whether or not these were kept."""
+    section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
+    digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
+    weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
+    inputs = {"images": images.fingerprint, "classifiers": weights}
+    # the list too: `weights` is written in the order of its keys, but s0.png, s1.png, ... follow the list
+    return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}

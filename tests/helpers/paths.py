@@ -1,0 +1,10 @@
+"""Where the repository is, and the real photographs beside it, which may be absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = REPOSITORY / "configs"
+VOC_MINI = Path(os.environ.get("DISTWSSS_DATA", REPOSITORY.parent / "shared" / "data" / "voc_mini"))

@@ -1,0 +1,306 @@
+"""Evaluation of a split: matrices against counting by hand, skipping, other checkpoints and data, what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydensecrf import densecrf
+from pydensecrf.utils import unary_from_softmax
+
+from distwsss.config.crf import CRFParams
+from distwsss.config.schema import Config
+from distwsss.data.images import decode_image, encode_palette
+from distwsss.data.prepare import prepare_split
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import read_fields
+from distwsss.errors import ConfigError, DataError, RunError, ShardError
+from distwsss.evaluate.evaluate import evaluate
+from distwsss.evaluate.scores import describe_checkpoint, table_rows
+from distwsss.inference.postprocess import bounded_pool, crf_labels
+from distwsss.inference.segmenter import open_segmenter
+from distwsss.inference.views import Views, crf_planes, predict_probabilities
+from distwsss.models.export import from_pretrained
+from distwsss.runtime.layout import images_dir, run_dir
+from distwsss.runtime.progress import log
+from helpers.evaluation_run import CLASSES, flip_a_bit, make_config, make_truth, picture, write_images, write_segmenter
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "propagate", True)  # the command line, where another test ran it, switches this off
+
+
+def count_by_hand(predictions: list[np.ndarray], truths: list[np.ndarray], classes: int) -> list[list[int]]:
+    matrix = [[0] * (classes + 1) for _ in range(classes)]
+    for prediction, truth in zip(predictions, truths, strict=True):
+        for said, true in zip(prediction.flat, truth.flat, strict=True):
+            if true != 255:
+                matrix[true][said] += 1
+    return matrix
+
+
+def plain_crf(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> np.ndarray:
+    """pydensecrf as its documentation shows it, over all classes."""
+    crf = densecrf.DenseCRF2D(image.shape[1], image.shape[0], len(probabilities))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities, clip=params.clip)))
+    crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=params.bilateral_sxy,
+        srgb=params.bilateral_srgb,
+        rgbim=np.ascontiguousarray(image),
+        compat=params.bilateral_compat,
+    )
+    return np.argmax(crf.inference(params.iterations), axis=0).reshape(image.shape[:2])
+
+
+def predictions(config: Config, folder: Path, multi_scale: bool) -> list[np.ndarray]:
+    segmenter, index = open_segmenter(config, folder), load_index(images_dir(config, "val"), "images")
+    found = []
+    for shard, count in enumerate(index.counts):
+        for position in range(count):
+            image = decode_image(read_fields(index, shard, position, ["jpg"])["jpg"], "image")
+            found.append(segmenter.probabilities(image, multi_scale).argmax(0).numpy())
+    return found
+
+
+def test_matrices_equal_counting_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, hardware={"workers": 2})
+    masks, folder = write_images(config, "val", 5), write_segmenter(config)
+    record = evaluate(config)
+    assert record is not None
+    for name, multi_scale in (("single", False), ("multi", True)):
+        assert record["confusion"][name] == count_by_hand(predictions(config, folder, multi_scale), masks, 3)
+    pixels = sum(int((mask != 255).sum()) for mask in masks)
+    for name, matrix in record["confusion"].items():
+        matrix = np.array(matrix)
+        assert matrix.sum() == pixels, name
+        square = matrix[:, :3]
+        union = matrix.sum(1) + square.sum(0) - np.diag(square)
+        assert np.allclose(record["iou"][name], np.diag(square) / union)
+        assert record["miou"][name] == pytest.approx(np.mean(np.diag(square) / union))
+    printed = capsys.readouterr().out
+    assert "list val: 5 of 5 images scored" in printed
+    assert "step-00000010 (step 10): labels vote, t = 2, loss hybrid, temperature 1.0" in printed
+    for name in CLASSES:
+        assert name in printed
+    assert printed.count("+ CRF") == 2
+    assert json.loads((run_dir(config) / "evaluate" / "val.json").read_text())["miou"] == record["miou"]
+
+
+def test_sliding_windows_are_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, evaluate={"mode": "slide", "crop_size": 16, "stride": 12, "crf": "toco"})
+    masks, folder = write_images(config, "val", 3), write_segmenter(config)
+    record = evaluate(config)
+    assert record is not None
+    model, index = from_pretrained(folder), load_index(images_dir(config, "val"), "images")
+    slid = []
+    for shard, position in [(0, 0), (0, 1), (1, 0)]:
+        image = decode_image(read_fields(index, shard, position, ["jpg"])["jpg"], "image")
+        slid.append(predict_probabilities(model, image, Views(crop_size=16, stride=12)).argmax(0).numpy())
+    assert record["confusion"]["single"] == count_by_hand(slid, masks, 3)
+    whole = predictions(make_config(tmp_path), folder, False)
+    assert any((one != other).any() for one, other in zip(slid, whole, strict=True))
+    printed = capsys.readouterr().out
+    assert "windows of 16 every 12; CRF toco 10 iterations, gaussian 1/1, bilateral 121/5/4" in printed
+
+
+def test_workers_do_not_change_the_figures(tmp_path: Path) -> None:
+    records = []
+    for workers in (0, 1):
+        config = make_config(tmp_path / str(workers), hardware={"workers": workers})
+        write_images(config, "val", 3)
+        write_segmenter(config)
+        records.append(evaluate(config))
+    assert records[0]["confusion"] == records[1]["confusion"]
+
+
+def test_crf_over_all_classes_equals_pydensecrf() -> None:
+    """Classes absent everywhere are left out: the labels are still those of the CRF over all of them."""
+    rng = np.random.default_rng(1)
+    image = decode_image(picture(1, 40, 48), "image")
+    probabilities = rng.random((8, 40, 48)).astype(np.float32) ** 3
+    probabilities[[2, 5, 6]] = 1e-7
+    probabilities /= probabilities.sum(0)
+    params = CRFParams(iterations=5)
+    found = crf_labels(image, probabilities, params)
+    assert found.dtype == np.uint8
+    assert (found == plain_crf(image, probabilities, params)).mean() >= 0.999
+    assert (found == probabilities.argmax(0)).mean() < 0.999  # the CRF did something
+    half = crf_labels(image, probabilities.astype(np.float16), params)
+    assert (half == found).mean() >= 0.99
+
+
+def test_a_crf_gets_only_the_planes_it_uses_and_says_the_same() -> None:
+    image = decode_image(picture(1, 40, 48), "image")
+    probabilities = np.random.default_rng(1).random((8, 40, 48)).astype(np.float32) ** 3
+    probabilities[[0, 2, 5, 6]] = 0
+    probabilities /= probabilities.sum(0)
+    probabilities[[0, 2, 5, 6]] = 1e-7
+    probabilities[5, 3, 4] = 2e-5  # one pixel is enough
+    params = CRFParams(iterations=5)
+    planes, classes = crf_planes(torch.from_numpy(probabilities), params.clip)
+    assert classes.tolist() == [1, 3, 4, 5, 7]
+    assert planes.dtype == np.float16
+    assert np.array_equal(planes, probabilities[[1, 3, 4, 5, 7]].astype(np.float16))
+    found = crf_labels(image, planes, params, classes)
+    assert np.array_equal(found, crf_labels(image, probabilities.astype(np.float16), params))
+    assert (found == plain_crf(image, probabilities, params)).mean() >= 0.99
+
+
+def test_pool_is_bounded_ordered_and_reports_a_killed_worker() -> None:
+    seen: list[int] = []
+    with bounded_pool(2) as submit:
+        for number in range(9):
+            submit(seen.append, abs, -number)
+    assert seen == list(range(9))
+
+    def run_killed() -> None:
+        with bounded_pool(1) as submit:
+            submit(seen.append, _die)
+
+    with pytest.raises(RunError, match="child process was killed"):
+        run_killed()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_complete_is_skipped_and_other_parameters_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    write_images(config, "val", 2)
+    folder = write_segmenter(config)
+    first, printed = evaluate(config), capsys.readouterr().out
+    written = (run_dir(config) / "evaluate" / "val.json").stat().st_mtime_ns
+    with caplog.at_level("INFO", "distwsss"):
+        assert evaluate(config) == json.loads(json.dumps(first))
+    assert "evaluate: complete, skipped" in caplog.text
+    assert capsys.readouterr().out == printed
+    assert (run_dir(config) / "evaluate" / "val.json").stat().st_mtime_ns == written
+    other = make_config(tmp_path, evaluate={"scales": [1.0]})
+    with pytest.raises(ConfigError, match=r"evaluate\.scales"):
+        evaluate(other)
+    assert evaluate(config, checkpoint=folder) is not None  # an explicit checkpoint has a record of its own
+    assert len(list((run_dir(config) / "evaluate").glob("val-step-00000010-*.json"))) == 1
+
+
+def test_without_crf_there_are_no_crf_columns(tmp_path: Path) -> None:
+    config = make_config(tmp_path, evaluate={"crf": None})
+    write_images(config, "val", 2)
+    write_segmenter(config)
+    record = evaluate(config)
+    assert record is not None
+    assert list(record["miou"]) == ["single", "multi"]
+    assert table_rows(record)[0] == ["IoU (%)", "single scale", "multi-scale + flip"]
+
+
+def test_no_masks_nothing_to_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(tmp_path)
+    write_images(config, "val", 2, truth=False)
+    write_segmenter(config)
+    with caplog.at_level("INFO", "distwsss"):
+        assert evaluate(config) is None
+    assert "no masks: nothing to score" in caplog.text
+    assert not (run_dir(config) / "evaluate").exists()
+
+
+def test_an_absent_class_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, evaluate={"crf": None})
+    classes = ["background", "cat", "dog", "unseen"]
+    write_images(config, "val", 2, classes=classes)
+    folder = write_segmenter(config, classes)
+    model = from_pretrained(folder)
+    record = evaluate(config)
+    assert record is not None
+    said = {int(value) for image in predictions(config, folder, False) for value in np.unique(image)}
+    true = {3} if any(3 in np.unique(mask) for mask in write_images(config, "val", 2, classes=classes)) else set()
+    assert (record["iou"]["single"][3] is None) == (3 not in said | true)
+    assert len(model.classes) == 4
+
+
+def test_other_classes_are_refused_naming_both(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_images(config, "val", 2, classes=["background", "cow", "dog"])
+    write_segmenter(config)
+    with pytest.raises(DataError, match=r"(?s)background, cow, dog.*background, cat, dog"):
+        evaluate(config)
+
+
+def test_damaged_images_are_not_scored(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_images(config, "val", 3)
+    write_segmenter(config)
+    for number in range(2):
+        flip_a_bit(images_dir(config, "val") / f"images-{number:05d}.tar")
+    with pytest.raises(ShardError, match=r"(?s)2 problems.*images-00000\.tar: sha256.*images-00001\.tar: sha256"):
+        evaluate(config)
+    assert not (run_dir(config) / "evaluate").exists()
+
+
+def test_notes_say_where_labels_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, evaluate={"crf": None}, data={"dataset": "voc", "root": str(tmp_path / "photos")})
+    write_images(config, "val", 2, labels_from="masks")
+    write_segmenter(config)
+    evaluate(config)
+    printed = capsys.readouterr().out
+    assert "evaluate: photos, list val" in printed
+    assert "image-level labels from: masks" in printed
+    assert "not comparable with published VOC figures" in printed
+
+
+def make_folder_data(root: Path, count: int, seed: int) -> None:
+    """A `folder` data set with masks: split `test`."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    lines = ["image,labels,split"]
+    for number in range(count):
+        (root / "images" / f"p{number}.jpg").write_bytes(picture(seed + number))
+        (root / "masks" / f"p{number}.png").write_bytes(encode_palette(make_truth(seed + number)))
+        lines.append(f"p{number}.jpg,cat,test")
+    (root / "tags.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_other_data_is_prepared_beside_the_run_once(tmp_path: Path) -> None:
+    config = make_config(tmp_path, evaluate={"crf": None})
+    write_segmenter(config)
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for seed, root in enumerate(roots):
+        make_folder_data(root, 2 + seed, 10 * seed)
+        data = {"dataset": "folder", "root": str(root), "classes": ["cat", "dog"], "val_split": "nothing"}
+        record = evaluate(make_config(tmp_path, evaluate={"crf": None}, data=data), "test")
+        assert record is not None
+        assert (record["data"], record["split"], record["scored"]) == (root.name, "test", 2 + seed)
+    made = sorted(path.name for path in (run_dir(config) / "evaluate").iterdir())
+    assert len([name for name in made if name.startswith("images-test-")]) == 2
+    assert len([name for name in made if name.startswith("test-") and name.endswith(".json")]) == 2
+
+
+def test_naming_the_runs_own_data_uses_its_shards(tmp_path: Path) -> None:
+    """--set data.root=PATH is also how a run's own data is found: nothing is prepared twice."""
+    make_folder_data(tmp_path / "own", 2, 0)
+    data = {"dataset": "folder", "root": str(tmp_path / "own"), "classes": ["cat", "dog"], "val_split": "test"}
+    config = make_config(tmp_path, evaluate={"crf": None}, data=data)
+    prepare_split(config, "test", images_dir(config, "val"))
+    write_segmenter(config)
+    evaluate(config, "test")
+    assert [path.name for path in (run_dir(config) / "evaluate").iterdir()] == ["val.json"]
+
+
+def test_what_a_foreign_checkpoint_was_trained_with_is_read_from_it(tmp_path: Path) -> None:
+    config, folder = make_config(tmp_path), tmp_path / "elsewhere"
+    folder.mkdir()
+    assert describe_checkpoint(config, folder) == {"folder": "elsewhere"}
+    settings = {"labels": "vote", "loss": "positive", "temperature": 0.5, "vote_threshold": 4}
+    (folder / "trainer.json").write_text(json.dumps({"step": 7, "parameters": {"train": settings}}))
+    wanted = {"folder": "elsewhere", "step": 7, "labels": "vote", "loss": "positive", "temperature": 0.5, "t": 4}
+    assert describe_checkpoint(config, folder) == wanted
+    (folder / "trainer.json").write_text("{ cut")
+    assert describe_checkpoint(config, folder) == {"folder": "elsewhere"}

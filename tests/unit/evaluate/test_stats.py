@@ -1,0 +1,200 @@
+"""Seed quality against counting pixel by pixel, from shards with known maps."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from distwsss.config.load import check_config
+from distwsss.data.images import encode_clean, encode_gray, encode_jpeg, encode_palette
+from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.errors import ShardError
+from distwsss.evaluate.stats import print_quality, seed_quality
+from distwsss.maths.vote import vote
+from distwsss.runtime.artifacts import to_json
+from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir
+
+CLASSES = ["background", "cat", "dog", "owl"]  # no owl anywhere
+NAMES = ["0.10-1.00", "0.20-1.00", "0.30-1.00", "0.40-1.00"]
+VOTERS = [0, 3, 1]
+SHAPE = (6, 7)
+
+
+def make_config(folder, **hardware):
+    return check_config(
+        {
+            "name": "small",
+            "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
+            "data": {"dataset": "shapes"},
+            "hardware": {"device": "cpu", "workers": 0, **hardware},
+            "classify": {"dropouts": [0.1, 0.2, 0.3, 0.4]},
+            "seeds": {"scales": [1.0], "vote_on": [NAMES[k] for k in VOTERS], "threshold": 2},
+        }
+    )
+
+
+def make_maps(number):
+    """Truth with ignored pixels, four seeds that agree with it more or less often, the first with abstentions."""
+    rng = np.random.default_rng(number)
+    truth = rng.integers(0, 3, SHAPE, dtype=np.uint8)
+    seeds = np.stack([np.where(rng.random(SHAPE) < p, truth, rng.integers(0, 3, SHAPE)) for p in (0.3, 0.5, 0.6, 0.7)])
+    seeds = seeds.astype(np.uint8)
+    seeds[:, 0, 0] = 255
+    seeds[0, 1] = 255
+    truth[-1] = 255
+    return truth, seeds
+
+
+def build(config, truth=True):
+    """Five images in three shards; the last has no mask."""
+    samples = {"images": [], "seeds": [], "pseudo": []}
+    for number in range(5):
+        mask, seeds = make_maps(number)
+        labels, votes = vote(seeds[VOTERS])
+        photo = {"jpg": encode_jpeg(np.zeros((*SHAPE, 3), np.uint8)), "json": to_json({"labels": [1, 2]})}
+        masked = {"truth.png": encode_palette(mask)} if truth and number < 4 else {}
+        maps = {"label.png": encode_palette(labels), "votes.png": encode_gray(votes)}
+        maps["clean.png"] = encode_clean(votes >= 2)
+        samples["images"].append((f"k{number}", {**photo, **masked}))
+        samples["seeds"].append((f"k{number}", {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(seeds)}))
+        samples["pseudo"].append((f"k{number}", {"jpg": photo["jpg"], **maps, "json": photo["json"]}))
+    extra = {"images": {"truth": "digest"}, "seeds": {"seeds": NAMES}, "pseudo": {"seeds": [NAMES[k] for k in VOTERS]}}
+    folders = {"images": images_dir(config, "train"), "seeds": seeds_dir(config), "pseudo": pseudo_dir(config)}
+    for kind, folder in folders.items():
+        parts = [samples[kind][:2], samples[kind][2:4], samples[kind][4:]]
+        records = [write_shard(folder / f"{kind}-{i:05d}.tar", part) for i, part in enumerate(parts)]
+        write_index(folder, records, {"split": "train", "threshold": 2, "kind": kind}, CLASSES, kind, extra[kind])
+    return config
+
+
+def pixels(numbers=range(4)):
+    """(truth, seeds, label, votes) of every labelled pixel."""
+    found = []
+    for number in numbers:
+        truth, seeds = make_maps(number)
+        labels, votes = vote(seeds[VOTERS])
+        for place in zip(*np.nonzero(truth != 255), strict=True):
+            of_seeds = seeds[(slice(None), *place)].tolist()
+            found.append((int(truth[place]), of_seeds, int(labels[place]), int(votes[place])))
+    return found
+
+
+def iou(pairs):
+    values = []
+    for c in range(len(CLASSES)):
+        either = sum(t == c or p == c for t, p in pairs)
+        values.append(sum(t == c and p == c for t, p in pairs) / either if either else None)
+    return values
+
+
+def mean(values):
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return build(make_config(tmp_path_factory.mktemp("run")))
+
+
+def test_seeds_and_vote(config):
+    quality, everything = seed_quality(config), pixels()
+    assert (quality["images"], quality["split"], quality["classes"]) == (4, "train", CLASSES)
+    assert list(quality["seeds"]) == NAMES
+    columns = {name: [(t, seeds[k]) for t, seeds, _, _ in everything] for k, name in enumerate(NAMES)}
+    columns["vote"] = [(t, label) for t, _, label, _ in everything]
+    for name, pairs in columns.items():
+        found = quality["aggregate"] if name == "vote" else quality["seeds"][name]
+        assert found["iou"] == pytest.approx(iou(pairs))
+        assert found["iou"][3] is None
+        assert found["miou"] == pytest.approx(mean(iou(pairs)))
+        assert found["agreement"] == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+    winners = {max(NAMES, key=lambda name: quality["seeds"][name]["iou"][c]) for c in range(3)}
+    assert quality["selected"] == [name for name in NAMES if name in winners]
+
+
+def test_every_threshold(config):
+    quality, everything = seed_quality(config), pixels()
+    assert [row["t"] for row in quality["thresholds"]] == [1, 2, 3]
+    for row in quality["thresholds"]:
+        clean = [(t, label) for t, _, label, votes in everything if votes >= row["t"]]
+        noisy = [(t, label) for t, _, label, votes in everything if votes < row["t"]]
+        assert row["miou"] == pytest.approx(mean(iou(clean)))
+        assert row["coverage"] == pytest.approx(len(clean) / len(everything))
+        a, d = (sum((t == p) == same for t, p in clean) for same in (True, False))
+        b, c = (sum((t == p) == same for t, p in noisy) for same in (True, False))
+        shares = [count / len(everything) for count in (a, b, c, d)]
+        assert row["cells"] == pytest.approx(dict(zip("abcd", shares, strict=True)))
+        assert sum(row["cells"].values()) == pytest.approx(1)
+        within = {
+            "clean_agree": a / (a + d),
+            "noisy_disagree": c / (b + c),
+            "agree_clean": a / (a + b),
+            "disagree_noisy": c / (c + d),
+        }
+        assert row["within"] == pytest.approx(within)
+
+
+def test_restricted_to_and_without_some_images(config):
+    only = seed_quality(config, keys={"k0", "k4"})
+    assert only["images"] == 1  # k4 has no mask
+    assert only["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([0])]))
+    rest = seed_quality(config, keys={"k0", "k1", "k3"}, exclude={"k0"})
+    assert rest["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([1, 3])]))
+    assert seed_quality(config, keys={"k4"}) is None
+
+
+def test_workers_do_not_change_a_figure(tmp_path):
+    assert (
+        seed_quality(build(make_config(tmp_path / "a", workers=2)))["thresholds"]
+        == seed_quality(build(make_config(tmp_path / "b")))["thresholds"]
+    )
+
+
+def test_written_and_read_back_until_something_changes(tmp_path):
+    config = build(make_config(tmp_path))
+    path = run_dir(config) / "seeds" / "quality.json"
+    first = seed_quality(config)
+    assert json.loads(path.read_text()) == first
+    before = path.stat().st_mtime_ns
+    assert seed_quality(config) == first
+    assert seed_quality(config, keys={"k0"})["images"] == 1
+    assert path.stat().st_mtime_ns == before
+    assert seed_quality(config, exclude={"k0"})["images"] == 3
+    assert json.loads(path.read_text())["images"] == 3
+
+
+def test_no_masks(tmp_path):
+    assert seed_quality(build(make_config(tmp_path), truth=False)) is None
+
+
+def test_dropped_seed_shards(tmp_path):
+    config = build(make_config(tmp_path))
+    (seeds_dir(config) / "index.json").unlink()
+    quality = seed_quality(config)
+    assert quality["seeds"] == {}
+    assert quality["selected"] == []
+    assert quality["aggregate"]["miou"] == pytest.approx(mean(iou([(t, label) for t, _, label, _ in pixels()])))
+    print_quality(quality)
+
+
+def test_without_pseudo_labels(tmp_path):
+    config = build(make_config(tmp_path))
+    (pseudo_dir(config) / "index.json").unlink()
+    with pytest.raises(ShardError, match="distwsss seeds"):
+        seed_quality(config)
+
+
+def test_printed(config, capsys):
+    quality = seed_quality(config)
+    print_quality(quality)
+    text = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert rows["mIoU"][1:] == [f"{100 * s['miou']:.1f}" for s in [*quality["seeds"].values(), quality["aggregate"]]]
+    assert rows["owl"][1:] == ["-"] * 5
+    assert rows["2"][1] == "*"
+    cells = [float(value) for value in rows["3"][3:7]]
+    assert math.isclose(sum(cells), 100, abs_tol=0.21)
+    for phrase in ("4 images scored", "1 train images are not scored", "selection rule would keep", *CLASSES):
+        assert phrase in text

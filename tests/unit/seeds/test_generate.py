@@ -1,0 +1,392 @@
+"""The stage `seeds` on tiny generated shards: what it writes, that only its inputs decide the bytes, resuming."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from distwsss.config.load import check_config, dump_yaml
+from distwsss.config.networks import BackboneSection
+from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_jpeg, encode_palette
+from distwsss.data.shards.index import load_index
+from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.verify import verify
+from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.errors import CheckpointError, ConfigError, ShardError
+from distwsss.maths.cam import cam_to_full, compute_cam, probabilities
+from distwsss.maths.crf import refine
+from distwsss.maths.vote import vote
+from distwsss.models.classifier import Classifier
+from distwsss.models.export import from_pretrained, save_pretrained
+from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer
+from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, shard_dir
+from distwsss.seeds.generate import generate_seeds, run_seeds, vote_seeds
+from distwsss.seeds.plan import plan_seeds
+from helpers.evaluation_run import flip_a_bit
+
+CLASSES = ["background", "cat", "dog", "hat"]
+LABELS = [[1], [2, 3], [], [1, 3], [2]]  # one image without labels
+NAMES = ["0.10-1.00", "0.10-1.20", "0.30-1.00", "0.30-1.20"]
+
+
+def make_config(folder, **sections):
+    tree = {
+        "name": "small",
+        "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
+        "data": {"dataset": "shapes"},
+        "hardware": {"device": "cpu", "workers": 0},
+        "classify": {"dropouts": [0.1, 0.3]},
+        "seeds": {"scales": [1.0, 1.2], "alpha": 1.0, "vote_on": [NAMES[0], NAMES[3], NAMES[1]], "threshold": 2},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree[name], **section}
+    return check_config(tree)
+
+
+def write_images(config, truth=True):
+    """Five photographs of different sizes in three shards."""
+    rng, samples = np.random.default_rng(0), []
+    for number, labels in enumerate(LABELS):
+        height, width = 40 + 3 * number, 60 - 5 * number
+        image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        image[8:30, 10:30] += np.uint8(150)
+        about = {"labels": labels, "size": [height, width], "name": f"photo.{number}"}
+        members = {"jpg": encode_jpeg(image), "json": to_json(about)}
+        if truth:
+            members["truth.png"] = encode_palette(np.zeros((height, width), np.uint8))
+        samples.append((f"photo%2E{number}", members))
+    folder = images_dir(config, "train")
+    parts = [samples[:2], samples[2:4], samples[4:]]
+    records = [write_shard(folder / f"images-{i:05d}.tar", part) for i, part in enumerate(parts)]
+    write_index(folder, records, {"split": "train"}, CLASSES, "images", {"truth": "digest" if truth else None})
+
+
+def write_classifiers(config, seed=0, gain=1.0):
+    for number, p in enumerate(config.classify.dropouts):
+        torch.manual_seed(seed + number)
+        section = BackboneSection(name="tiny", pretrained=False, output_stride=8)
+        model = Classifier(section, CLASSES, p)
+        with torch.no_grad():
+            model.head.weight.mul_(gain)
+        run = run_dir(config) / "classify" / f"{p:.2f}"
+        folder = run / "checkpoints" / "step-00000001"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_pretrained(model, folder)
+        write_manifest(folder)
+        write_pointer(run / "checkpoints" / "LAST", folder)
+        write_json(run / "done.json", {})
+
+
+def made(folder, truth=True, **sections):
+    config = make_config(folder, **sections)
+    write_images(config, truth)
+    write_classifiers(config)
+    return config
+
+
+def bytes_of(config):
+    folders = (seeds_dir(config), pseudo_dir(config))
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+def times_of(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def samples_of(folder, kind, fields):
+    index = load_index(folder, kind)
+    return {key: found for shard in range(len(index.shards)) for key, found in iter_shard(index, shard, fields)}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    config = made(tmp_path_factory.mktemp("reference"))
+    run_seeds(config)
+    return config
+
+
+def test_every_seed_is_cam_crf_argmax(reference):
+    """Each seed anew and by itself: its CAM at its scale, its own CRF, the class of the largest marginal."""
+    config, index = reference, load_index(seeds_dir(reference), "seeds")
+    assert index.extra["seeds"] == NAMES
+    assert index.classes == CLASSES
+    photos = samples_of(images_dir(config, "train"), "images", ["jpg", "json"])
+    found = samples_of(seeds_dir(config), "seeds", [f"s{k}.png" for k in range(5)])
+    assert list(found) == list(photos)
+    seen = set()
+    for key, members in found.items():
+        assert list(members) == ["s0.png", "s1.png", "s2.png", "s3.png"]
+        image, labels = decode_image(photos[key]["jpg"], key), json.loads(photos[key]["json"])["labels"]
+        for name, data in zip(NAMES, members.values(), strict=True):
+            seed = decode_mask(data, key)
+            assert seed.shape == image.shape[:2]
+            if not labels:
+                assert (seed == 0).all()
+                continue
+            p, scale = name.split("-")
+            classifier = from_pretrained(run_dir(config) / "classify" / p / "checkpoints" / "step-00000001")
+            cam = cam_to_full(compute_cam(classifier, image, labels, float(scale), None, [1.0]), *image.shape[:2])
+            marginals = refine(image, probabilities(cam, 1.0, "softmax")[None], config.seeds.crf)[0]
+            top = np.sort(marginals, axis=0)
+            decided = top[-1] - top[-2] > 1e-3
+            np.testing.assert_array_equal(seed[decided], np.array([0, *labels])[marginals.argmax(axis=0)][decided])
+            seen |= set(np.unique(seed).tolist())
+    assert len(seen) > 1
+
+
+def test_pseudo_labels_are_the_vote_of_the_named_seeds(reference):
+    photos = samples_of(images_dir(reference, "train"), "images", ["jpg", "json"])
+    seeds = samples_of(seeds_dir(reference), "seeds", ["s0.png", "s3.png", "s1.png"])
+    index = load_index(pseudo_dir(reference), "pseudo")
+    assert index.extra["seeds"] == [NAMES[0], NAMES[3], NAMES[1]]
+    fields = ["jpg", "label.png", "votes.png", "clean.png", "json"]
+    for key, found in samples_of(pseudo_dir(reference), "pseudo", fields).items():
+        voters = [decode_mask(seeds[key][field], key) for field in ("s0.png", "s3.png", "s1.png")]
+        labels, votes = vote(np.stack(voters))
+        np.testing.assert_array_equal(decode_mask(found["label.png"], key), labels)
+        np.testing.assert_array_equal(decode_mask(found["votes.png"], key), votes)
+        np.testing.assert_array_equal(decode_clean(found["clean.png"], key), votes >= 2)
+        assert found["jpg"] == photos[key]["jpg"]
+        assert json.loads(found["json"]) == {**json.loads(photos[key]["json"]), "seeds": index.extra["seeds"]}
+
+
+def test_shards_verify_and_nothing_else_is_left(reference):
+    assert verify(shard_dir(reference)) == []
+    assert sorted(times_of(seeds_dir(reference))) == sorted(
+        ["index.json", "index.json.sha256", *(f"seeds-{i:05d}.tar" for i in range(3))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "votes"),
+    [(1, 1), (2, 0), pytest.param(0, 2, marks=pytest.mark.slow)],
+    ids=["one", "two", "two that vote"],
+)
+def test_workers_do_not_change_a_byte(reference, tmp_path, seeds, votes):
+    config = made(tmp_path, hardware={"workers": seeds})
+    before = torch.get_num_threads()
+    generate_seeds(plan_seeds(config))
+    vote_seeds(plan_seeds(make_config(tmp_path, hardware={"workers": votes})))
+    assert torch.get_num_threads() == before
+    assert bytes_of(config) == bytes_of(reference)
+
+
+def test_masks_do_not_change_a_byte(reference, tmp_path):
+    config = made(tmp_path, truth=False)
+    run_seeds(config)
+    assert bytes_of(config) == bytes_of(reference)
+
+
+def test_a_second_run_writes_nothing(reference):
+    before = times_of(seeds_dir(reference)), times_of(pseudo_dir(reference))
+    run_seeds(reference)
+    assert (times_of(seeds_dir(reference)), times_of(pseudo_dir(reference))) == before
+
+
+def copy_of(reference, folder, **sections):
+    shutil.copytree(shard_dir(reference), folder / "shards")
+    shutil.copytree(run_dir(reference), folder / "run")
+    return make_config(folder, **sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"seeds": {"alpha": 2.0}}, "seeds.alpha: was 1.0, now 2.0"),
+        ({"seeds": {"threshold": 3}}, "threshold: was 2, now 3"),
+        ({"seeds": {"vote_on": [NAMES[0], NAMES[1], NAMES[3]]}}, "vote_on"),
+        ({"classify": {"dropouts": [0.3, 0.1]}}, "dropouts"),  # the same seeds in another order
+    ],
+)
+def test_other_parameters_are_refused_by_name(reference, tmp_path, sections, key):
+    config = copy_of(reference, tmp_path, **sections)
+    before = bytes_of(config)
+    with pytest.raises(ConfigError, match=key):
+        run_seeds(config)
+    assert bytes_of(config) == before
+
+
+def test_another_vote_reruns_only_the_vote(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"threshold": 3})
+    shutil.rmtree(pseudo_dir(config))
+    before = times_of(seeds_dir(config))
+    run_seeds(config)
+    assert times_of(seeds_dir(config)) == before
+    found = samples_of(pseudo_dir(config), "pseudo", ["votes.png", "clean.png"])
+    for key, members in found.items():
+        unanimous = decode_mask(members["votes.png"], key) == 3
+        np.testing.assert_array_equal(decode_clean(members["clean.png"], key), unanimous)
+
+
+def test_retrained_classifiers_are_read_anew_in_one_process(reference, tmp_path):
+    config = copy_of(reference, tmp_path)
+    shutil.rmtree(seeds_dir(config))
+    generate_seeds(plan_seeds(config))
+    first = bytes_of(config)
+    write_classifiers(config, seed=10)
+    shutil.rmtree(seeds_dir(config))
+    shutil.rmtree(pseudo_dir(config))
+    generate_seeds(plan_seeds(config))
+    vote_seeds(plan_seeds(config))
+    assert bytes_of(config)["seeds/seeds-00000.tar"] != first["seeds/seeds-00000.tar"]
+    write_classifiers(config, seed=20)
+    with pytest.raises(ConfigError, match="classifiers"):
+        generate_seeds(plan_seeds(config))
+
+
+def test_killed_and_run_again(reference, tmp_path):
+    """kill -9 after the first shard: it is kept, the rest is made, and no byte differs."""
+    config = made(tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    code = (
+        "import sys; from distwsss.config import load_config; from distwsss.seeds.generate import run_seeds; "
+        "run_seeds(load_config(sys.argv[1]))"
+    )
+    fault = {"DISTWSSS_ENABLE_FAULTS": "1", "DISTWSSS_FAULT": "after-shard:seeds-00000.tar"}
+    command = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
+    ended = subprocess.run(command, env={**os.environ, **fault}, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (seeds_dir(config) / "index.json").exists()
+    before = times_of(seeds_dir(config))["seeds-00000.tar"]
+    run_seeds(config)
+    assert times_of(seeds_dir(config))["seeds-00000.tar"] == before
+    assert bytes_of(config) == bytes_of(reference)
+
+
+def test_a_half_made_stage_with_other_parameters_is_refused(reference, tmp_path):
+    config = copy_of(reference, tmp_path)
+    index = load_index(seeds_dir(config), "seeds")
+    record = {"parameters": index.parameters, "record": index.shards[0].to_json()}
+    write_json(seeds_dir(config) / "seeds-00000.tar.json", record)
+    (seeds_dir(config) / "index.json").unlink()
+    with pytest.raises(ConfigError, match=r"seeds\.alpha"):
+        generate_seeds(plan_seeds(make_config(tmp_path, seeds={"alpha": 4.0})))
+
+
+def test_cams_without_activation_give_background(tmp_path):
+    config = make_config(tmp_path)
+    write_images(config)
+    write_classifiers(config, gain=0.0)
+    run_seeds(config)
+    for key, members in samples_of(pseudo_dir(config), "pseudo", ["label.png", "votes.png"]).items():
+        assert (decode_mask(members["label.png"], key) == 0).all()
+        assert (decode_mask(members["votes.png"], key) == 3).all()
+
+
+def test_maps_can_be_dropped(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"keep_maps": False})
+    run_seeds(config)
+    assert not seeds_dir(config).exists()
+    before = times_of(pseudo_dir(config))
+    run_seeds(config)
+    assert times_of(pseudo_dir(config)) == before
+
+
+@pytest.fixture(scope="module")
+def dropped(reference, tmp_path_factory):
+    """The folder of the reference without its seed shards."""
+    folder = tmp_path_factory.mktemp("dropped")
+    run_seeds(copy_of(reference, folder, seeds={"keep_maps": False}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [({"alpha": 2.0}, r"seeds\.alpha: was 1\.0, now 2"), ({"scales": [1.0, 1.1], "vote_on": None}, r"seeds\.scales")],
+)
+def test_dropped_maps_do_not_hide_other_parameters(dropped, section, key):
+    config = make_config(dropped, seeds={"keep_maps": False, **section})
+    before = times_of(pseudo_dir(config))
+    with pytest.raises(ConfigError, match=key):
+        run_seeds(config)
+    assert times_of(pseudo_dir(config)) == before
+
+
+def test_dropped_maps_do_not_hide_other_classifiers(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"keep_maps": False})
+    run_seeds(config)
+    write_classifiers(config, seed=10)
+    with pytest.raises(ConfigError, match=r"inputs\.classifiers\.0\.10"):
+        run_seeds(config)
+
+
+def test_a_vote_made_before_it_recorded_the_seeds_is_complete_or_refused(dropped, tmp_path):
+    shutil.copytree(dropped, tmp_path, dirs_exist_ok=True)
+    config = make_config(tmp_path, seeds={"keep_maps": False})
+    index = load_index(pseudo_dir(config), "pseudo")
+    write_index(index.folder, index.shards, index.parameters, CLASSES, "pseudo", {"seeds": index.extra["seeds"]})
+    before = times_of(index.folder)
+    run_seeds(config)
+    assert times_of(index.folder) == before
+    with pytest.raises(ConfigError, match=r"inputs\.seeds"):
+        run_seeds(make_config(tmp_path, seeds={"keep_maps": False, "alpha": 2.0}))
+
+
+def test_the_vote_refuses_seeds_of_other_parameters(reference, tmp_path):
+    config = copy_of(reference, tmp_path, seeds={"alpha": 2.0})
+    shutil.rmtree(pseudo_dir(config))
+    with pytest.raises(ConfigError, match=r"seeds\.alpha"):
+        vote_seeds(plan_seeds(config))
+
+
+def test_the_vote_is_bound_to_the_fingerprint_of_the_seeds(reference):
+    seeds, pseudo = load_index(seeds_dir(reference), "seeds"), load_index(pseudo_dir(reference), "pseudo")
+    assert pseudo.parameters["inputs"] == {"seeds": seeds.fingerprint}
+    assert pseudo.extra["seed_parameters"] == seeds.parameters
+
+
+def test_a_damaged_photograph_is_not_copied(reference, tmp_path):
+    config = copy_of(reference, tmp_path)
+    shutil.rmtree(pseudo_dir(config))
+    flip_a_bit(images_dir(config, "train") / "images-00001.tar")
+    with pytest.raises(ShardError, match=r"images-00001\.tar: sha256 differs"):
+        vote_seeds(plan_seeds(config))
+
+
+def test_a_damaged_classifier_makes_no_seeds(tmp_path):
+    config = made(tmp_path)
+    flip_a_bit(run_dir(config) / "classify/0.30/checkpoints/step-00000001/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"0\.30.*model\.safetensors: sha256 differs"):
+        run_seeds(config)
+    assert not seeds_dir(config).exists()
+
+
+@pytest.mark.parametrize("missing", ["checkpoints/LAST", "done.json"])
+def test_without_a_finished_classifier(tmp_path, missing):
+    config = made(tmp_path)
+    (run_dir(config) / "classify" / "0.30" / missing).unlink()
+    with pytest.raises(CheckpointError, match=r"0\.30.*run `distwsss classify`"):
+        run_seeds(config)
+
+
+def test_batches_of_equal_size_change_no_pixel(tmp_path):
+    """Photographs of two sizes, alternating, in batches of two: the seeds of one at a time, for CPU float32 sums."""
+    rng = np.random.default_rng(3)
+    photos = [rng.integers(0, 255, (40, 56 + 8 * (n % 2), 3), dtype=np.uint8) for n in range(5)]
+
+    def seeds(folder, batch):
+        config = make_config(folder, hardware={"cam_batch": batch})
+        samples = [
+            (f"p{n}", {"jpg": encode_jpeg(photo), "json": to_json({"labels": [1 + n % 3], "size": [*photo.shape[:2]]})})
+            for n, photo in enumerate(photos)
+        ]
+        record = write_shard(images_dir(config, "train") / "images-00000.tar", samples)
+        write_index(images_dir(config, "train"), [record], {"split": "train"}, CLASSES, "images")
+        write_classifiers(config)
+        generate_seeds(plan_seeds(config))
+        return samples_of(seeds_dir(config), "seeds", ["s0.png", "s1.png", "s2.png", "s3.png"])
+
+    one, two = seeds(tmp_path / "one", 1), seeds(tmp_path / "two", 2)
+    assert list(one) == list(two)
+    different = total = 0
+    for key, members in one.items():
+        for field, data in members.items():
+            maps = decode_mask(data, key), decode_mask(two[key][field], key)
+            different, total = different + int((maps[0] != maps[1]).sum()), total + maps[0].size
+    assert different <= total / 1000
