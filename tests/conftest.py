@@ -13,7 +13,6 @@ import yaml
 
 from distwsss.config import Config
 from distwsss.config.load import check_config
-from distwsss.data.prepare import prepare
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what DeepSpeed compiles at its first start, once for all tests
@@ -74,6 +73,8 @@ def tiny_file(tmp_path: Path):
 @pytest.fixture
 def prepared(tiny) -> Config:
     """A configuration of `tiny` whose image shards are there."""
+    from distwsss.data.prepare import prepare  # loads torch, which reads OMP_NUM_THREADS then
+
     config = tiny()
     prepare(config)
     return config

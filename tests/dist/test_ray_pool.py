@@ -12,7 +12,7 @@ import pytest
 
 HEAD = """
 import os, sys, time
-from distwsss.config.schema import RaySection
+from distwsss.config.hardware import RaySection
 from distwsss.errors import DataError, RunError
 from distwsss.runtime import ray_pool
 from distwsss.runtime.ray_pool import Chunk, Load, Part, Step, connect, run_chunks
@@ -113,7 +113,7 @@ def test_a_local_ray_does_not_join_what_an_earlier_one_left() -> None:
     address.parent.mkdir(exist_ok=True)
     address.write_text("127.0.0.1:1")
     script = (
-        "from distwsss.config.schema import RaySection; from distwsss.runtime import ray_pool\n"
+        "from distwsss.config.hardware import RaySection; from distwsss.runtime import ray_pool\n"
         "with ray_pool.connect(RaySection(), 1): print('cpus', ray_pool.resources()[0])\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
