@@ -83,6 +83,7 @@ def images_to_score(config: Config, split: str) -> Folder:
         folder = images_dir(config, role)
         if (folder / INDEX).is_file() and holds_split(load_index(folder, "images"), config, split):
             return folder
+    log.info(f"evaluate: split `{split}` of this data is not in the run's own shards")
     parent, name = evaluate_dir(config), key_from_name(split)
     return prepare_split(config, split, lambda digest: parent / f"images-{name}-{digest[:8]}")
 
