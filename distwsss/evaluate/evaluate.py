@@ -31,7 +31,7 @@ from distwsss.maths.miou import ConfusionMatrix
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
-from distwsss.runtime.layout import ROLES, evaluate_dir, images_dir
+from distwsss.runtime.layout import ROLES, evaluation_file, images_dir, other_images_dir
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder
 
@@ -84,8 +84,7 @@ def images_to_score(config: Config, split: str) -> Folder:
         if (folder / INDEX).is_file() and holds_split(load_index(folder, "images"), config, split):
             return folder
     log.info(f"evaluate: split `{split}` of this data is not in the run's own shards")
-    parent, name = evaluate_dir(config), key_from_name(split)
-    return prepare_split(config, split, lambda digest: parent / f"images-{name}-{digest[:8]}")
+    return prepare_split(config, split, lambda digest: other_images_dir(config, key_from_name(split), digest))
 
 
 def with_truth(index: ShardIndex) -> list[tuple[int, int]]:
@@ -210,4 +209,4 @@ def _record_path(config: Config, index: ShardIndex, checkpoint: Path | None, par
     name = roles[0] if roles else index.folder.name.removeprefix("images-")
     if checkpoint is not None:
         name += f"-{checkpoint.name}-{parameters['inputs']['checkpoint'][:8]}"
-    return evaluate_dir(config) / f"{name}.json"
+    return evaluation_file(config, name)

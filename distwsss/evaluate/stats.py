@@ -178,7 +178,7 @@ def _notes(config: Config, images: ShardIndex, scored: int, total: int) -> list[
     return notes
 
 
-def _describe(config: Config, images: ShardIndex, names: list[str], voters: list[str], counts: Counts) -> Quality:
+def _describe(images: ShardIndex, names: list[str], voters: list[str], counts: Counts) -> Quality:
     seeds = {name: _scores(matrix) for name, matrix in zip(names, counts.seeds, strict=True)}
     known = {name: [np.nan if v is None else v for v in scores["iou"]] for name, scores in seeds.items()}
     return {
@@ -241,7 +241,7 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     counts = _count(config, images, pseudo, seeds, chosen)
     names = list(seeds.extra["seeds"]) if seeds else []
     quality = {
-        **_describe(config, images, names, list(pseudo.extra["seeds"]), counts),
+        **_describe(images, names, list(pseudo.extra["seeds"]), counts),
         "images": len(chosen),
         "threshold": pseudo.parameters["threshold"],
         "notes": _notes(config, images, len(chosen), len(images)),

@@ -3,7 +3,8 @@
     runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json lock
       prepare/                        source.json, and quarantine.jsonl: images left out
       classify/P/ (`paths.classifiers`), train/
-                                      config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST}
+                                      config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
+                                      of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
       seeds/                          quality.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
@@ -88,6 +89,35 @@ def training_config_file(training: Path) -> Path:
     return training / "config.yaml"
 
 
+def training_lock(training: Path) -> Path:
+    """Held by rank 0 while a classifier is trained."""
+    return training / "lock"
+
+
+def checkpoint_dir(training: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return checkpoints_dir(training) / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def stacks_file(training: Path, rank: int) -> Path:
+    """Where a rank was when a step did not end."""
+    return training / f"stacks-rank{rank}.txt"
+
+
+def error_file(training: Path, rank: int) -> Path:
+    """Why a rank ended."""
+    return training / f"error-rank{rank}.json"
+
+
+def nccl_prefix(training: Path) -> str:
+    """What NCCL's dumps are called, up to the rank's number."""
+    return str(training.absolute() / "nccl-rank-")
+
+
 def quality_file(config: Config) -> Path:
     """How good seeds and vote are, by the train masks."""
     return run_dir(config) / "seeds" / "quality.json"
@@ -100,6 +130,16 @@ def ray_file(config: Config) -> Path:
 
 def evaluate_dir(config: Config) -> Path:
     return run_dir(config) / "evaluate"
+
+
+def evaluation_file(config: Config, name: str) -> Path:
+    """The scores of a checkpoint on a split: `val`, `train`, or a name that tells data and checkpoint."""
+    return evaluate_dir(config) / f"{name}.json"
+
+
+def other_images_dir(config: Config, split: str, digest: str) -> Path:
+    """Image shards of data other than the run's own; `split` as a shard's key."""
+    return evaluate_dir(config) / f"images-{split}-{digest[:8]}"
 
 
 def report_file(config: Config) -> Path:

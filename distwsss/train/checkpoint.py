@@ -34,15 +34,11 @@ from distwsss.runtime.artifacts import (
     write_pointer,
 )
 from distwsss.runtime.faults import fault_point
-from distwsss.runtime.layout import BEST, LAST
+from distwsss.runtime.layout import BEST, LAST, checkpoint_name
 from distwsss.runtime.progress import log
 
 OPTIMIZER, TRAINER = "optimizer.pt", "trainer.json"
 States = dict[str, dict[str, Tensor]]  # parameter name -> what the optimizer keeps of it
-
-
-def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:08d}"
 
 
 def finished_folders(checkpoints: Path) -> list[Path]:
@@ -142,7 +138,7 @@ def write_checkpoint(
     keep_last: int,
 ) -> Path:
     """Write `step-NNNNNNNN`, move LAST to it, drop all but the newest `keep_last` and what BEST names."""
-    final = checkpoint_folder(checkpoints, trainer["step"])
+    final = checkpoints / checkpoint_name(trainer["step"])
     if final.exists() and not manifest_problems(final):
         write_pointer(checkpoints / LAST, final)
         return final

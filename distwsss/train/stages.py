@@ -23,6 +23,7 @@ from distwsss.runtime.layout import (
     images_dir,
     metrics_file,
     segmenter_dir,
+    training_lock,
 )
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
@@ -59,7 +60,7 @@ def train_classifier(job: ClassifierJob) -> None:
     the worker of a driver that was killed a moment ago."""
     folder = classifier_dir(job.config, job.dropout)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=ORPHAN_SECONDS) if ranks.rank() == 0 else nullcontext()
+    lock = FileLock(training_lock(folder), timeout=ORPHAN_SECONDS) if ranks.rank() == 0 else nullcontext()
     try:
         with lock:
             _run(classifier_task(job.config, job.dropout), job.config, folder, job.resume)

@@ -28,12 +28,12 @@ from distwsss.errors import DistwsssError, RunError
 from distwsss.models.export import description, from_pretrained
 from distwsss.runtime.artifacts import write_pointer
 from distwsss.runtime.faults import fault_point
-from distwsss.runtime.layout import BEST, checkpoints_dir, metrics_file, pointer
+from distwsss.runtime.layout import BEST, checkpoint_dir, checkpoints_dir, metrics_file, pointer
 from distwsss.runtime.metrics import append_metrics, read_metrics
 from distwsss.runtime.progress import duration, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
-from distwsss.train.checkpoint import CheckpointWriter, States, checkpoint_folder, optimizer_states
+from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
 from distwsss.train.engine.accelerate import all_sum
 from distwsss.train.engine.watch import HangWatch
 from distwsss.train.engine.zero import whole_states, whole_weights
@@ -74,7 +74,7 @@ class Run:
         return self.hardware.deepspeed is not None
 
     def checkpoint(self, step: int) -> Path:
-        return checkpoint_folder(self.checkpoints, step)
+        return checkpoint_dir(self.folder, step)
 
     def main(self) -> bool:
         return self.accelerator.is_main_process

@@ -24,6 +24,7 @@ from distwsss.config.load import find_file
 from distwsss.errors import ConfigError, LaunchError, report_problems
 from distwsss.runtime import ranks
 from distwsss.runtime.device import pick_device
+from distwsss.runtime.layout import nccl_prefix
 
 
 def deepspeed_file(hardware: HardwareSection) -> Path | None:
@@ -143,7 +144,7 @@ def _record_nccl(folder: Path) -> None:
     if not renamed:
         size, file = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
     os.environ.setdefault(size, "2000")
-    os.environ.setdefault(file, str(folder.resolve() / "nccl-rank-"))
+    os.environ.setdefault(file, nccl_prefix(folder))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 

@@ -14,6 +14,7 @@ import torch
 
 from distwsss.errors import DistwsssError, RunError
 from distwsss.runtime.artifacts import write_json
+from distwsss.runtime.layout import error_file, stacks_file
 from distwsss.runtime.stop import StopSignal
 
 GRACE = 5.0  # seconds in which the error of the rank that failed first may still be on its way
@@ -27,7 +28,7 @@ class HangWatch:
     """
 
     def __init__(self, folder: Path, rank: int, seconds: float) -> None:
-        self.path, self.rank, self.seconds = folder / f"stacks-rank{rank}.txt", rank, seconds
+        self.path, self.rank, self.seconds = stacks_file(folder, rank), rank, seconds
         self._file: IO[str] | None = None
 
     def __enter__(self) -> HangWatch:
@@ -65,7 +66,7 @@ class FirstError:
         self.folder, self.rank, self.world = folder, rank, world
 
     def _path(self, rank: int) -> Path:
-        return self.folder / f"error-rank{rank}.json"
+        return error_file(self.folder, rank)
 
     def clear(self) -> None:
         """Forget what an earlier attempt left; every rank its own."""
