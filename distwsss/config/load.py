@@ -188,7 +188,7 @@ def _describe_key(error: dict[str, Any], message: str, origin: dict[str, str], d
     close = difflib.get_close_matches(str(error["input"]), choices, n=1, cutoff=0.5)
     if close:
         hint = f"; did you mean `{close[0]}`?"
-    return f"{where}: `{dotted}`: found {CREDENTIALS.sub(MASKED, repr(error['input']))}; {message}{hint}"
+    return f"{where}: `{dotted}`: found {error['input']!r}; {message}{hint}"
 
 
 def _defaults() -> dict[str, Any]:
@@ -238,7 +238,8 @@ def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, whe
         return Config.model_validate(complete)
     except ValidationError as error:
         problems = [text for item in error.errors() for text in _describe(dict(item), origin or {}, where)]
-        raise ConfigError(report_problems("The configuration is not valid", problems)) from error
+        text = report_problems("The configuration is not valid", problems)
+        raise ConfigError(CREDENTIALS.sub(MASKED, text)) from error
 
 
 def dump_yaml(config: Config) -> str:
