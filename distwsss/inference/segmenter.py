@@ -161,7 +161,11 @@ def locate_checkpoint(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; allowed: a run folder, a checkpoint folder, LAST or BEST")
     if path.is_dir() and not (path / CONFIG).is_file():
-        path = next((found for found in pointers_below(path) if found.is_file()), path)
+        below = pointers_below(path)
+        if not any(found.is_file() for found in below):
+            looked = ", ".join(str(found.relative_to(path)) for found in below)
+            raise CheckpointError(f"{path}: no checkpoint in it (no {CONFIG}, {looked}); run `distwsss train` first")
+        path = next(found for found in below if found.is_file())
     if path.is_file() and path.name not in (LAST, BEST):
         raise CheckpointError(f"{path}: a file; allowed: a run folder, a checkpoint folder, LAST or BEST")
     return verified_checkpoint(read_pointer(path) or path, exported=True)
