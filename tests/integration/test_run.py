@@ -188,3 +188,28 @@ def test_help_teaches_every_verb(capfd) -> None:
             main([verb, "--help"])
         assert caught.value.code == 0
     assert "--multi-scale" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_scores_every_image_once(distwsss, finished: Path, tmp_path: Path, ranks: int) -> None:
+    """Four images on three ranks: two of them look at one twice. Another list is prepared by rank 0 for all."""
+    config = ["--config", finished / "tiny.yaml"]
+    other = ["--set", "data.shapes.val=5", "--set", f"paths.run={tmp_path / 'run'}", "--checkpoint", finished / "run"]
+    alone = json.loads((finished / "run/evaluate/val.json").read_text())
+    done = distwsss("evaluate", *config, "--checkpoint", finished / "run", ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    (written,) = (finished / "run/evaluate").glob("val-step-*.json")
+    assert json.loads(written.read_text())["confusion"] == alone["confusion"]
+    written.unlink()
+    done = distwsss("evaluate", *config, *other, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "run/evaluate").glob("val-*-step-*.json")
+    assert json.loads(written.read_text())["scored"] == 5
+
+
+def test_a_reader_that_has_gone_is_no_error(finished: Path) -> None:
+    """`| head -1`: no message, no traceback, and the status that the shell gives to what a broken pipe ends."""
+    shell = f"{sys.executable} -m distwsss config show --describe | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (141, 1, "")
