@@ -99,14 +99,10 @@ def _without(flag: str, text: str) -> Option:
     return _option(f"--no-{flag}", dest=flag.replace("-", "_"), action="store_false", help=f"without {text}")
 
 
-def _stage(name: str) -> Callable[[Config, Arguments], object]:
-    """A stage of `pipeline`, or `run_stages`, with the options of the verb."""
-
-    def call(config: Config, given: Arguments) -> object:
-        known = pipeline.Options.__dataclass_fields__
-        return getattr(pipeline, name)(config, pipeline.Options(**{k: v for k, v in vars(given).items() if k in known}))
-
-    return call
+def _options(given: Arguments) -> pipeline.Options:
+    """Those of the stages' options that the verb has."""
+    names = (name for name in ("resume", "on_bad", "init_from") if hasattr(given, name))
+    return pipeline.Options(**{name: getattr(given, name) for name in names})
 
 
 def _show_config(config: Config | None, given: Arguments) -> None:
@@ -121,17 +117,33 @@ def _show_config(config: Config | None, given: Arguments) -> None:
 VERBS: dict[str, Verb] = {
     "run": Verb(
         "every stage in turn, from image-level labels to mIoU and pictures",
-        _stage("run_stages"),
+        lambda config, given: pipeline.run_stages(config, _options(given)),
         (RESUME, ON_BAD, EXECUTOR, INIT_FROM),
     ),
-    "prepare": Verb("check the data set and write image shards", _stage("prepare"), (ON_BAD,)),
-    "classify": Verb(
-        "train one classifier per dropout probability", _stage("classify"), (RESUME, EXECUTOR), single_process=False
+    "prepare": Verb(
+        "check the data set and write image shards",
+        lambda config, given: pipeline.prepare(config, _options(given)),
+        (ON_BAD,),
     ),
-    "seeds": Verb("CAMs, dense CRF and vote: seed and pseudo-label shards", _stage("seeds"), (ON_BAD, EXECUTOR)),
-    "stats": Verb("compare seeds and vote with the train masks, where there are any", _stage("stats")),
+    "classify": Verb(
+        "train one classifier per dropout probability",
+        lambda config, given: pipeline.classify(config, _options(given)),
+        (RESUME, EXECUTOR),
+        single_process=False,
+    ),
+    "seeds": Verb(
+        "CAMs, dense CRF and vote: seed and pseudo-label shards",
+        lambda config, given: pipeline.seeds(config, _options(given)),
+        (ON_BAD, EXECUTOR),
+    ),
+    "stats": Verb(
+        "compare seeds and vote with the train masks, where there are any", lambda config, _: pipeline.stats(config)
+    ),
     "train": Verb(
-        "train the segmenter on the pseudo-labels", _stage("train"), (RESUME, INIT_FROM), single_process=False
+        "train the segmenter on the pseudo-labels",
+        lambda config, given: pipeline.train(config, _options(given)),
+        (RESUME, INIT_FROM),
+        single_process=False,
     ),
     "evaluate": Verb(
         "mIoU of the segmenter, without and with multi-scale + flip and CRF",
@@ -169,7 +181,11 @@ VERBS: dict[str, Verb] = {
         ),
         opens_run=None,
     ),
-    "report": Verb("one self-contained HTML page of numbers and pictures", _stage("report"), opens_run="lock"),
+    "report": Verb(
+        "one self-contained HTML page of numbers and pictures",
+        lambda config, _: pipeline.report(config),
+        opens_run="lock",
+    ),
     "verify": Verb(
         "check shards byte for byte",
         lambda config, given: pipeline.verify(config, given.path),
