@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distwsss.config.crf import CRF_PARAMS
-from distwsss.config.hardware import CREDENTIALS
+from distwsss.config.hardware import without_credentials
 from distwsss.config.schema import Config
 from distwsss.errors import ConfigError, report_problems
 
@@ -28,8 +28,6 @@ SHIPPED = next(
     for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
     if folder.is_dir()
 )
-
-MASKED = r"\1***@"  # of CREDENTIALS
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +63,8 @@ def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        found = without_credentials(f"{where}: not valid YAML: {' '.join(str(error).split())}")
+        raise ConfigError(found) from None  # the error's own text has the lines in the clear
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def _overlay(base: dict[str, Any], top: dict[str, Any], where: str, origin: dict
 def _override(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {item}: found no `=`; allowed: --set section.key=value")
+        raise ConfigError(f"--set {without_credentials(item)}: found no `=`; allowed: --set section.key=value")
     value: Any = _parse(text, f"--set {item}")
     for part in reversed(key.strip().split(".")):
         value = {part: value}
@@ -188,7 +187,7 @@ def _describe_key(error: dict[str, Any], message: str, origin: dict[str, str], d
     close = difflib.get_close_matches(str(error["input"]), choices, n=1, cutoff=0.5)
     if close:
         hint = f"; did you mean `{close[0]}`?"
-    return f"{where}: `{dotted}`: found {CREDENTIALS.sub(MASKED, repr(error['input']))}; {message}{hint}"
+    return f"{where}: `{dotted}`: found {error['input']!r}; {message}{hint}"
 
 
 def _defaults() -> dict[str, Any]:
@@ -238,9 +237,15 @@ def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, whe
         return Config.model_validate(complete)
     except ValidationError as error:
         problems = [text for item in error.errors() for text in _describe(dict(item), origin or {}, where)]
-        raise ConfigError(report_problems("The configuration is not valid", problems)) from error
+        # `from None`: the error's own text has every value in the clear
+        raise ConfigError(without_credentials(report_problems("The configuration is not valid", problems))) from None
 
 
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML, keys in schema order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shown_yaml(config: Config) -> str:
+    """`dump_yaml` for eyes and reports: with stars for credentials in URLs."""
+    return without_credentials(dump_yaml(config))
