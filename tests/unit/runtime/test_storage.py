@@ -13,7 +13,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_shards import make_folder, make_samples
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index
@@ -24,6 +23,7 @@ from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import free_space_check, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.layout import images_dir
 from distwsss.runtime.storage import Folder, Remote, Scratch, folder_at, remove_tree, size_of, version_of
+from helpers.shard_samples import make_folder, make_samples
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -60,11 +60,6 @@ def test_scratch_travels_with_the_folder() -> None:
     tree["hardware"] = {"scratch": "/fast", "scratch_gb": 1.5}
     folder = pickle.loads(pickle.dumps(images_dir(check_config(tree), "val")))
     assert (folder.url, folder.scratch) == ("s3://bucket/p/images/val", Scratch(Path("/fast"), 1_500_000_000))
-
-
-def test_the_run_folder_is_no_url() -> None:
-    with pytest.raises(ConfigError, match=r"`paths.run`: found 's3://b/r'; allowed: a folder on a file system"):
-        check_config({"name": "n", "data": {"dataset": "shapes"}, "paths": {"run": "s3://b/r"}})
 
 
 # --- as a path ---
