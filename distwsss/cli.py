@@ -20,7 +20,7 @@ import distwsss
 from distwsss import pipeline
 from distwsss.config import Config, load_config
 from distwsss.config.describe import describe
-from distwsss.config.load import dump_yaml
+from distwsss.config.load import shown_yaml
 from distwsss.errors import ConfigError, DistwsssError
 from distwsss.runtime import ranks
 from distwsss.runtime.progress import log, setup_logging
@@ -111,7 +111,7 @@ def _show_config(config: Config | None, given: Arguments) -> None:
     elif config is None:
         raise ConfigError(f"config {given.action}: found no --config; allowed without it: config show --describe")
     else:
-        print(dump_yaml(config) if given.action == "show" else f"{given.config}: valid")
+        print(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
 
 VERBS: dict[str, Verb] = {

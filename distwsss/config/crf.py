@@ -10,14 +10,19 @@ from distwsss.config.section import Positive, Section
 
 
 class CRFParams(Section):
-    """Dense CRF of Kraehenbuehl and Koltun (2011) as pydensecrf takes it. Defaults: psa/SEAM/EPS `cam_label`."""
+    """Dense CRF of Kraehenbuehl and Koltun (2011) as pydensecrf takes it.
 
-    iterations: int = Field(10, ge=1)
-    gaussian_sxy: Positive = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: Positive = 80.0
-    bilateral_srgb: Positive = 13.0
-    bilateral_compat: float = 10.0
+    Defaults: psa/SEAM/EPS `cam_label`.
+    """
+
+    iterations: int = Field(10, ge=1, description="mean-field steps")
+    gaussian_sxy: Positive = Field(3.0, description="smoothness term: standard deviation of positions, in pixels")
+    gaussian_compat: float = Field(3.0, description="smoothness term: weight (Potts)")
+    bilateral_sxy: Positive = Field(80.0, description="appearance term: standard deviation of positions, in pixels")
+    bilateral_srgb: Positive = Field(
+        13.0, description="appearance term: standard deviation of colours, in values of 0..255"
+    )
+    bilateral_compat: float = Field(10.0, description="appearance term: weight (Potts)")
     clip: float = Field(1e-5, gt=0.0, lt=0.5, description="probabilities below this are raised to it in the unary")
 
 

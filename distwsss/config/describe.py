@@ -14,42 +14,79 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distwsss.config.crf import CRF_PARAMS, CRFParams
+from distwsss.config.hardware import without_credentials
 from distwsss.config.schema import Config
+from distwsss.config.section import Allowed
 
 WIDTH = 110
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+HEADING = (
+    "KEY: {shown}, then what it is for and what is allowed. Set a key in the file of --config, or with --set KEY=VALUE."
+)
+# keys that must be given, unless something else gives them
+GIVEN_BY = {"name": "(the file's own name)"}
 
 
 def describe(config: Config | None = None) -> str:
-    """Two or three lines a key, in the order of `config show`: key and value (that of `config`, else the default); what
-    is allowed; what it is for."""
-    return "\n".join(_section(Config, config, ""))
+    """Two or three lines a key: key and value (that of `config`, else the default); what it is for; what is allowed,
+    and beside a configuration's value the default. A section's own keys come before the sections in it.
+    """
+    heading = HEADING.format(shown="default" if config is None else "value in this configuration")
+    return "\n".join([*_comment(heading), *_section(Config, config, None, "")])
 
 
-def _section(model: type[BaseModel], values: Any, prefix: str) -> Iterator[str]:
+def _section(model: type[BaseModel], values: Any, defaults: Any, prefix: str) -> Iterator[str]:
+    """values: of the configuration, None without one; defaults: of the section around, None where it has none."""
+    inner = {name: _model_of(field.annotation) for name, field in model.model_fields.items()}
     for name, field in model.model_fields.items():
-        dotted, value = f"{prefix}{name}", getattr(values, name, None)
-        inner = _model_of(field.annotation)
-        if inner is not None and inner is not CRFParams:
-            yield f"\n# {dotted}: {_first_paragraph(inner)}"
-            yield from _section(inner, value, f"{dotted}.")
+        if inner[name] in (None, CRFParams):
+            yield from _key(f"{prefix}{name}", field, values, _default(field, defaults, name), name)
+    for name, section in inner.items():
+        if section is None:
             continue
-        default = _text(field.get_default(call_default_factory=True)) if not field.is_required() else None
-        shown = _text(value) if values is not None else default
-        yield f"{dotted}: {'(no default: must be given)' if shown is None else shown}"
-        same = "" if values is None or default is None or shown == default else f"; default {default}"
-        yield textwrap.indent(textwrap.fill(f"allowed: {_allowed(field)}{same}", WIDTH), "    ")
-        if field.description:
-            yield textwrap.indent(textwrap.fill(field.description, WIDTH), "    ")
+        value = getattr(values, name, None)
+        if section is CRFParams and values is not None and value is None:
+            continue  # null: it has no keys
+        yield ""
+        yield from _comment(f"{prefix}{name}: {_own_words(section)}")
+        yield from _section(section, value, _default(model.model_fields[name], defaults, name), f"{prefix}{name}.")
 
 
-def _first_paragraph(model: type[BaseModel]) -> str:
-    """A section's own words, none where it inherits `Section`'s."""
+def _key(dotted: str, field: FieldInfo, values: Any, default: Any, name: str) -> Iterator[str]:
+    is_given = field.is_required()
+    missing = GIVEN_BY.get(dotted, "(must be given)")
+    shown = _text(getattr(values, name)) if values is not None else missing if is_given else _text(default)
+    yield f"{dotted}: {shown}"
+    if field.description:
+        yield from _indented(field.description)
+    beside = "" if values is None else f"; default: {missing if is_given else _text(default)}"
+    yield from _indented(f"allowed: {_kind(field.annotation, field.metadata)}{beside}")
+
+
+def _default(field: FieldInfo, around: Any, name: str) -> Any:
+    """That of the section around, which may set others than its model (`train.optim`), else the field's own."""
+    if around is not None:
+        return getattr(around, name)
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _own_words(model: type[BaseModel]) -> str:
+    """The first paragraph of a section's docstring, nothing where it inherits `Section`'s."""
     return " ".join((model.__doc__ or "").split("\n\n")[0].split()) if "__doc__" in vars(model) else ""
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     options = [annotation, *typing.get_args(annotation)]
+    options += [typing.get_args(option)[0] for option in options if typing.get_origin(option) is typing.Annotated]
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
@@ -57,38 +94,40 @@ def _text(value: Any) -> str:
     """As YAML would have it on one line; CRF parameters by the name they are published under."""
     if isinstance(value, CRFParams):
         names = [name for name, params in CRF_PARAMS.items() if params == value]
-        return names[0] if names else json.dumps(value.model_dump())
-    return value if isinstance(value, str) else json.dumps(value)
+        return names[0] if names else "(not a published one)"
+    return without_credentials(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _allowed(field: FieldInfo) -> str:
-    """The type's values, and its bounds."""
-    if _model_of(field.annotation) is CRFParams:
-        keys = ", ".join(CRFParams.model_fields)
-        null = " or null" if type(None) in typing.get_args(field.annotation) else ""
-        return f"one of {', '.join(CRF_PARAMS)}, a mapping of {keys}{null}"
-    bounds = _bounds(field.metadata)
-    patterns = [f"matching {part.pattern}" for part in field.metadata if getattr(part, "pattern", None)]
-    return ", ".join([_kind(field.annotation), *bounds, *patterns])
-
-
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
-
-
-def _kind(annotation: Any) -> str:
+def _kind(annotation: Any, constraints: Iterable[Any]) -> str:
+    """What a value may be, in words: the type, its bounds, and what an annotation says beside them."""
+    parts = [part for item in constraints for part in getattr(item, "metadata", [item])]
+    said = [part.text for part in parts if isinstance(part, Allowed)]
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if said:
+        return said[0]
+    if annotation is CRFParams:
+        return f"{', '.join(CRF_PARAMS)}, or a mapping of the keys below"
     if origin is typing.Annotated:
-        bounds = _bounds([part for item in inner[1:] for part in getattr(item, "metadata", [item])])
-        return " ".join([_kind(inner[0]), *bounds])
+        return _kind(inner[0], [*inner[1:], *parts])
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(_kind(option, [] if option is type(None) else parts) for option in inner)
     if origin is typing.Literal:
         return ", ".join(str(value) for value in inner)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_kind(part) for part in inner)
     if origin is list:
-        return f"list of {_kind(inner[0])}"
-    return KINDS.get(annotation, str(annotation))
+        return _list(inner[0], parts)
+    return KINDS.get(annotation, str(annotation)) + _bounds(parts)
 
 
-def _bounds(constraints: Iterable[Any]) -> list[str]:
-    known = [(part, key) for part in constraints for key in BOUNDS if hasattr(part, key)]
-    return [f"{BOUNDS[key]} {getattr(part, key)}" for part, key in known]
+def _list(annotation: Any, parts: list[Any]) -> str:
+    least = next((part.min_length for part in parts if hasattr(part, "min_length")), 0)
+    most = next((part.max_length for part in parts if hasattr(part, "max_length")), None)
+    number = f"{least} " if least == most else "one or more " if least == 1 else ""
+    one = _kind(annotation, [])
+    choice = typing.get_origin(annotation) is typing.Literal
+    return f"list of {number}{f'any of {one}' if choice else one.replace('number', 'numbers', 1)}"
+
+
+def _bounds(parts: list[Any]) -> str:
+    found = [f"{sign} {getattr(part, key):g}" for part in parts for key, sign in BOUNDS.items() if hasattr(part, key)]
+    found += [f"matching {part.pattern}" for part in parts if getattr(part, "pattern", None)]
+    return f" {' and '.join(found)}" if found else ""

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distwsss.config.crf import CRF_PARAMS
-from distwsss.config.hardware import CREDENTIALS
+from distwsss.config.hardware import without_credentials
 from distwsss.config.schema import Config
 from distwsss.errors import ConfigError, report_problems
 
@@ -28,8 +28,6 @@ SHIPPED = next(
     for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
     if folder.is_dir()
 )
-
-MASKED = r"\1***@"  # of CREDENTIALS
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +48,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # PyYAML's own makes 8 of 010
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -65,7 +64,8 @@ def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        found = without_credentials(f"{where}: not valid YAML: {' '.join(str(error).split())}")
+        raise ConfigError(found) from None  # the error's own text has the lines in the clear
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _overlay(base: dict[str, Any], top: dict[str, Any], where: str, origin: dict
 def _override(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {item}: found no `=`; allowed: --set section.key=value")
+        raise ConfigError(f"--set {without_credentials(item)}: found no `=`; allowed: --set section.key=value")
     value: Any = _parse(text, f"--set {item}")
     for part in reversed(key.strip().split(".")):
         value = {part: value}
@@ -238,10 +238,15 @@ def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, whe
         return Config.model_validate(complete)
     except ValidationError as error:
         problems = [text for item in error.errors() for text in _describe(dict(item), origin or {}, where)]
-        text = report_problems("The configuration is not valid", problems)
-        raise ConfigError(CREDENTIALS.sub(MASKED, text)) from error
+        # `from None`: the error's own text has every value in the clear
+        raise ConfigError(without_credentials(report_problems("The configuration is not valid", problems))) from None
 
 
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML, keys in schema order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shown_yaml(config: Config) -> str:
+    """`dump_yaml` for eyes and reports: with stars for credentials in URLs."""
+    return without_credentials(dump_yaml(config))

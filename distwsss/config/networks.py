@@ -16,6 +16,8 @@ FROM_FILE = {
 
 
 class BackboneSection(Section):
+    """The network that makes features, and the weights it starts from."""
+
     name: str = Field(
         "lite",
         description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
@@ -29,21 +31,21 @@ class BackboneSection(Section):
     )
     weights: str | None = Field(
         None,
-        description="file with the weights to start from (docs/weights.md); default: those that `name` comes with",
+        description="file with the weights to start from (docs/weights.md); null: those that `name` comes with",
         json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
     )
     output_stride: Literal[8, 16, 32] = Field(
-        16, description="`tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
+        16, description="pixels per feature; `tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
     )
     freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
     norm: Literal["frozen", "local", "sync", "group"] = Field(
         "frozen",
-        description="frozen: BatchNorm keeps its statistics and affine terms; local: each micro-batch's statistics (as "
-        "published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place. mit_*: "
-        "the one in SegFormer's head, frozen is local there, sync as published",
+        description="BatchNorm; frozen: it keeps its statistics and affine terms; local: each micro-batch's statistics "
+        "(as published for lineage codebase); sync: those of all ranks (GPUs only); group: GroupNorm in its place. "
+        "mit_*: the one in SegFormer's head, frozen is local there, sync as published",
     )
     drop_path: Probability = Field(
-        0.0, description="stochastic depth of mit_* and swin_*: the last block's", json_schema_extra=LATER
+        0.0, description="stochastic depth of mit_* and swin_*: the last block's rate", json_schema_extra=LATER
     )
 
     @field_validator("pretrained", "output_stride")
@@ -80,20 +82,20 @@ class BackboneSection(Section):
 class Mask2FormerSection(Section):
     """Sizes and set loss of Mask2Former; the defaults are those published for Swin-L (REFERENCE 4.7)."""
 
-    queries: int = Field(100, ge=1)
+    queries: int = Field(100, ge=1, description="masks predicted per image")
     hidden: int = Field(256, ge=8, description="width of pixel decoder, transformer decoder and mask embedding")
     feedforward: int = Field(2048, ge=8, description="hidden width of the transformer decoder's MLPs; encoder: half")
-    heads: int = Field(8, ge=1)
-    encoder_layers: int = Field(6, ge=1)
-    decoder_layers: int = Field(9, ge=1)
+    heads: int = Field(8, ge=1, description="of attention, in both decoders")
+    encoder_layers: int = Field(6, ge=1, description="of the pixel decoder (deformable attention)")
+    decoder_layers: int = Field(9, ge=1, description="of the transformer decoder")
     set_loss: float = Field(1.0, ge=0.0, description="weight of its own set loss on clean pixels; 0: hybrid loss only")
     points: int = Field(12544, ge=1, description="clean pixels sampled per mask, for matching and for the set loss")
-    oversample: float = Field(3.0, ge=1.0, description="candidates per point of the set loss")
+    oversample: float = Field(3.0, ge=1.0, description="candidates drawn per point of the set loss")
     importance: float = Field(0.75, ge=0.0, le=1.0, description="share of the points that are the most uncertain ones")
-    class_weight: float = Field(2.0, ge=0.0)
-    mask_weight: float = Field(5.0, ge=0.0)
-    dice_weight: float = Field(5.0, ge=0.0)
-    no_object: float = Field(0.1, gt=0.0, description="weight of the class no-object")
+    class_weight: float = Field(2.0, ge=0.0, description="of classes, in matching and in the set loss")
+    mask_weight: float = Field(5.0, ge=0.0, description="of masks' binary cross-entropy, likewise")
+    dice_weight: float = Field(5.0, ge=0.0, description="of masks' dice loss, likewise")
+    no_object: float = Field(0.1, gt=0.0, description="weight of the class no-object in the set loss")
 
     @model_validator(mode="after")
     def _widths(self) -> Mask2FormerSection:

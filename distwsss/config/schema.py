@@ -16,8 +16,12 @@ from distwsss.config.stages import ClassifySection, EvaluateSection, ReportSecti
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    seed: int = Field(0, ge=0)
+    """The whole configuration."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_-]+$", description="what run and folders are called; without it as the file is"
+    )
+    seed: int = Field(0, ge=0, description="of all random numbers but the generated data set's")
     paths: PathsSection = PathsSection()
     hardware: HardwareSection = HardwareSection()
     data: DataSection

@@ -8,6 +8,7 @@ it was there keep their fingerprints.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -34,21 +35,32 @@ class Section(BaseModel):
         return kept
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """In an annotation: what is allowed, in words, where type and bounds do not say it (`describe`)."""
+
+    text: str
+
+
+DURATIONS = Allowed("a number with a unit, `20000 steps`, `20 epochs` or `10%`")
+LENGTHS = Allowed("a number of steps or epochs above 0, `20000 steps` or `20 epochs`")
+
+
 def _duration(text: str) -> str:
     if not DURATION.match(text):
-        raise ValueError("allowed: a number with a unit, `20000 steps`, `20 epochs` or `10%`")
+        raise ValueError(f"allowed: {DURATIONS.text}")
     return text
 
 
 def _length(text: str) -> str:
     """A training's own length: at least one step, and not a share of itself."""
     if not DURATION.match(text) or "%" in text or duration_to_steps(text, samples=1, global_batch=1) < 1:
-        raise ValueError("allowed: a number of steps or epochs above 0, `20000 steps` or `20 epochs`")
+        raise ValueError(f"allowed: {LENGTHS.text}")
     return text
 
 
-Duration = Annotated[str, AfterValidator(_duration)]
-Length = Annotated[str, AfterValidator(_length)]
+Duration = Annotated[str, AfterValidator(_duration), DURATIONS]
+Length = Annotated[str, AfterValidator(_length), LENGTHS]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distwsss.config.crf import CRF_PARAMS, NamedCRF
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
-from distwsss.config.section import LATER, NEUTRAL, Duration, Positive, Probability, Section
+from distwsss.config.section import LATER, NEUTRAL, Allowed, Duration, Positive, Probability, Section
 from distwsss.config.training import AugmentSection, OptimSection
 
 
 class ClassifySection(Section):
     """One classifier per dropout probability p (METHOD section 1)."""
 
-    dropouts: list[Probability] = Field([0.05, 0.10, 0.20, 0.30], min_length=1)
+    dropouts: list[Probability] = Field(
+        [0.05, 0.10, 0.20, 0.30],
+        min_length=1,
+        description="p of each classifier; whole channels are dropped (Dropout2d)",
+    )
     dropout_layer: Literal["dropout7", "b7"] = Field(
         "dropout7",
         description="the layer that p applies to: before the classification layer (psa), or, as in EPS, which has none "
@@ -39,17 +43,26 @@ class ClassifySection(Section):
 class SeedsSection(Section):
     """CAM, CRF, vote (METHOD sections 1-3)."""
 
-    scales: list[Positive] = Field([1.00, 1.20], min_length=1)
-    base_size: int | None = Field(None, ge=32, description="longest side scaled by 1.00; default: the image's own")
-    output_stride: Literal[8, 16, 32] | None = Field(
-        None, description="of the CAMs; default: the classifier's own. The same weights, dilated (a trous), finer maps"
+    scales: list[Positive] = Field(
+        [1.00, 1.20], min_length=1, description="of the image; a seed is named by p and scale, as 0.05-1.20"
     )
-    cam_scales: list[Positive] = Field([1.0], min_length=1, description="multiplied by the scale, CAMs summed")
-    alpha: Positive = 8.0
-    normalise: Literal["softmax", "sum"] = "softmax"
-    crf: NamedCRF = CRF_PARAMS["cam_label"]
-    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; default: all")
-    threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; default: all must agree")
+    base_size: int | None = Field(
+        None, ge=32, description="longest side at scale 1.00, in pixels; null: the image's own"
+    )
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None,
+        description="of the CAMs: the same weights, dilated (a trous), make finer maps; null: the classifier's own",
+    )
+    cam_scales: list[Positive] = Field(
+        [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
+    )
+    alpha: Positive = Field(8.0, description="background's map is (1 - the highest CAM) ** alpha (METHOD section 2)")
+    normalise: Literal["softmax", "sum"] = Field(
+        "softmax", description="maps to the CRF's distribution: their softmax, or each over their sum (psa, SEAM, EPS)"
+    )
+    crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
+    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; null: all")
+    threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; null: all must agree")
     threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
     keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
 
@@ -57,21 +70,25 @@ class SeedsSection(Section):
 class TrainSection(Section):
     """The segmenter and its loss (METHOD sections 4 and 5)."""
 
-    model: Literal["deeplab", "segformer", "mask2former"] = "deeplab"
+    model: Literal["deeplab", "segformer", "mask2former"] = Field(
+        "deeplab", description="deeplab: with a convolutional backbone; segformer: with mit_*; mask2former: with swin_*"
+    )
     lineage: Literal["plain", "classic", "codebase"] = Field(
         "plain",
         description="DeepLab as two public codebases have it: classic (deeplab-pytorch: summed ASPP, resnet101_caffe, "
         "4-term loss) or codebase (semantic-segmentation-codebase: BatchNorm heads, image pooling, resnet101s)",
         json_schema_extra=LATER,
     )
-    head: Literal["largefov", "aspp"] = Field("aspp", description="deeplab: V1's or V2's head")
+    head: Literal["largefov", "aspp"] = Field("aspp", description="deeplab: V1's head (LargeFOV) or V2's (ASPP)")
     head_channels: int | None = Field(
         None,
         ge=1,
         description="width of LargeFOV's hidden layers (default 1024; codebase: 512), of the codebase lineage's ASPP "
         "branches (256) and of SegFormer's decoder (256 for mit_b0 and mit_b1, else 768)",
     )
-    head_dropout: Probability = Field(0.5, description="as published: 0 in classic, 0.1 in SegFormer, else 0.5")
+    head_dropout: Probability = Field(
+        0.5, description="p of the head's dropout; published: 0 in classic, 0.1 in SegFormer, else 0.5"
+    )
     mask2former: Mask2FormerSection = Field(Mask2FormerSection(), json_schema_extra=LATER)
     backbone: BackboneSection = BackboneSection()
     weights: str | None = Field(
@@ -80,19 +97,27 @@ class TrainSection(Section):
         "layers of other classes are left out",
         json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
     )
-    labels: str = Field(
-        "vote", description="vote | seed:NAME (one seed, all clean) | truth (fully supervised upper bound)"
+    labels: Annotated[str, Allowed("vote, truth or seed:NAME")] = Field(
+        "vote",
+        description="vote: the pseudo-labels; seed:NAME: one seed, all clean; truth: masks, the fully supervised upper "
+        "bound",
     )
     loss: Literal["hybrid", "positive", "cross_entropy"] = Field(
         "hybrid", description="hybrid: Eq. 10; positive: Eq. 8 on every labelled pixel; cross_entropy: Eq. 3 likewise"
     )
     temperature: Positive | None = Field(1.0, description="tau of the prediction constraint; null switches it off")
-    complement: Literal["uniform", "assigned"] = "uniform"
-    vote_threshold: int | None = Field(None, ge=1, description="another t than the pseudo-label shards were made with")
+    complement: Literal["uniform", "assigned"] = Field(
+        "uniform", description="class that a noisy pixel is not (Eq. 9): any but its label, at random; or its label"
+    )
+    vote_threshold: int | None = Field(
+        None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
+    )
     holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
     augment: AugmentSection = AugmentSection()
     optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
-    evaluate_every: Duration | None = Field(None, description="held-out mIoU at these steps, and BEST by it")
+    evaluate_every: Duration | None = Field(
+        None, description="from one held-out mIoU to the next, and BEST by it; null: none"
+    )
 
     @model_validator(mode="after")
     def _labels(self) -> TrainSection:
@@ -127,7 +152,11 @@ class TrainSection(Section):
 
 
 class EvaluateSection(Section):
-    scales: list[Positive] = Field([0.75, 1.0, 1.25], min_length=1, description="of multi-scale + flip")
+    """How `evaluate`, `predict` and `submit` see an image (docs/inference.md)."""
+
+    scales: list[Positive] = Field(
+        [0.75, 1.0, 1.25], min_length=1, description="of multi-scale + flip; single scale is 1.0 without flip"
+    )
     mode: Literal["whole", "slide"] = Field(
         "whole",
         description="slide: a scaled image larger than `crop_size` goes through the network window by window, and "
@@ -141,14 +170,23 @@ class EvaluateSection(Section):
         json_schema_extra=LATER,
     )
     stride: int | None = Field(
-        None, ge=1, description="slide: from one window to the next, at most `crop_size`", json_schema_extra=LATER
+        None,
+        ge=1,
+        description="slide: pixels from one window to the next, at most `crop_size`",
+        json_schema_extra=LATER,
     )
     crf: NamedCRF | None = Field(
-        CRF_PARAMS["deeplab_v2"], description="a name (docs/inference.md), a mapping of CRF parameters, or null: no CRF"
+        CRF_PARAMS["deeplab_v2"], description="over the segmenter's probabilities; null: no CRF"
     )
-    probabilities: Literal["softmax", "constrained"] = "softmax"
-    average: Literal["probabilities", "logits"] = "probabilities"
-    checkpoint: Literal["LAST", "BEST"] = "LAST"
+    probabilities: Literal["softmax", "constrained"] = Field(
+        "softmax", description="of logits z: softmax(z), or softmax(z / (tau ||z||)) with tau = `train.temperature`"
+    )
+    average: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="what is averaged over scales and flips; logits: as semantic-segmentation-codebase"
+    )
+    checkpoint: Literal["LAST", "BEST"] = Field(
+        "LAST", description="the segmenter's last one, or that of the best held-out mIoU (`train.evaluate_every`)"
+    )
 
     @model_validator(mode="after")
     def _windows(self) -> EvaluateSection:
@@ -167,4 +205,6 @@ class EvaluateSection(Section):
 
 
 class ReportSection(Section):
-    images: int = Field(12, ge=0, description="photographs shown")
+    """The HTML page of a run."""
+
+    images: int = Field(12, ge=0, description="photographs of train shown, and half as many of val")

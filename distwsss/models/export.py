@@ -107,7 +107,7 @@ def from_pretrained(
 
     With another `output_stride` than it was trained with the same weights are applied dilated (a trous).
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     model = _build(folder, output_stride)
     load_weights(model, folder)
     return model.to(device).eval()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config.crf import CRFParams
-from distwsss.config.load import dump_yaml
+from distwsss.config.load import shown_yaml
 from distwsss.config.schema import Config
 from distwsss.data.images import voc_palette
 from distwsss.data.shards.format import INDEX
@@ -121,7 +121,7 @@ def _made_by(config: Config) -> str:
         lines = [f"{name}: {value}" for name, value in flatten(environment).items()]
         parts.append(page.details("versions and machine", "\n".join(lines)))
     written = files["configuration"]
-    resolved = written.read_text(encoding="utf-8") if written.is_file() else dump_yaml(config)
+    resolved = written.read_text(encoding="utf-8") if written.is_file() else shown_yaml(config)
     parts.append(page.details("whole configuration", resolved))
     return page.section("What made it", *parts)
 

@@ -149,7 +149,7 @@ def report_file(config: Config) -> Path:
 def shard_dir(config: Config) -> Folder:
     """All shards of a run, on a file system or an object store."""
     hardware = config.hardware
-    scratch = Scratch(Path(hardware.scratch), int(hardware.scratch_gb * 1e9)) if hardware.scratch else None
+    scratch = Scratch(Path(hardware.scratch).absolute(), int(hardware.scratch_gb * 1e9)) if hardware.scratch else None
     folder = folder_at(config.paths.shards or f"shards/{config.name}", scratch)
     return folder.absolute() if isinstance(folder, Path) else folder
 

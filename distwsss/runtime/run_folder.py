@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 import distwsss
 from distwsss.config import Config
-from distwsss.config.hardware import CREDENTIALS
+from distwsss.config.hardware import without_credentials
 from distwsss.config.load import dump_yaml
 from distwsss.errors import DistwsssError, RunError
 from distwsss.runtime import ranks
@@ -32,7 +32,7 @@ SECRET = re.compile(r"(token|secret|password)([^=\s]*)=\S+", re.IGNORECASE)
 
 def masked(text: str) -> str:
     """Credentials in URLs and values of keys named token, secret or password, replaced by stars."""
-    return CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1\2=***", text))
+    return without_credentials(SECRET.sub(r"\1\2=***", text))
 
 
 def config_text(config: Config) -> bytes:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from distwsss.config.hardware import CREDENTIALS, EXTRAS
+from distwsss.config.hardware import EXTRAS, without_credentials
 from distwsss.errors import ConfigError, DistwsssError, ShardError
 
 # s3fs splits from 100 MB on, unless told that a part may be as large as S3 takes in one PUT
@@ -45,7 +45,7 @@ class Remote:
         return replace(self, url=f"{self.url}/{name}")
 
     def __str__(self) -> str:
-        return _masked(self.url)
+        return without_credentials(self.url)
 
     @property
     def name(self) -> str:
@@ -148,10 +148,6 @@ def remove_tree(folder: Folder) -> None:
         path.unlink(missing_ok=True)
 
 
-def _masked(text: str) -> str:
-    return CREDENTIALS.sub(r"\1***@", text)
-
-
 def _protocol(url: str) -> str:
     return url.partition("://")[0]
 
@@ -190,5 +186,5 @@ def _filesystem(root: str, process: int) -> Any:
         raise ConfigError(f"`paths.shards`: {protocol}:// needs a package that is not installed; {extra}") from error
     except ValueError as error:
         raise ConfigError(
-            f"`paths.shards`: found {_masked(root)} ({error}); allowed: a folder, or a URL such as s3://BUCKET/PREFIX"
+            f"`paths.shards`: found {without_credentials(root)} ({error}); allowed: a folder, or a URL such as s3://BUCKET/PREFIX"
         ) from error

@@ -192,7 +192,7 @@ def _resume(task: Task, checkpoints: Path, resume: str) -> tuple[int, int, State
         raise ConfigError(f"--resume never: {checkpoints} already holds a run; choose another name or delete it")
     if not own and resume == "must":
         raise ConfigError(f"--resume must: {checkpoints} holds no checkpoint")
-    source = own or (Path(resume) if resume not in ("auto", "must", "never") else None)
+    source = own or (Path(resume).absolute() if resume not in ("auto", "must", "never") else None)
     if source is None:
         return 0, 0, {}
     trainer, states = load_checkpoint(source, task.model, task.parameters)

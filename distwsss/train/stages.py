@@ -111,14 +111,15 @@ def train(config: Config, resume: str = "auto", init_from: Path | None = None) -
 
 def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path | None = None) -> None:
     if init_from:
+        task.origin["init_from"] = str(init_from)
+        init_from = init_from.absolute()
         problems = manifest_problems(init_from)
         if problems:
             found = "; ".join(problems)
             raise CheckpointError(
-                f"--init-from {init_from.absolute()}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
+                f"--init-from {init_from}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
             )
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
-        task.origin["init_from"] = str(init_from)
     if resume != "never" and is_done(done_file(folder), task.parameters, task.name):
         log.info(f"{task.name}: complete, skipped")
         return

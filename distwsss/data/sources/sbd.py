@@ -25,7 +25,7 @@ OFFICIAL_TRAIN_AUG = 10_582
 
 def sbd_folder(data: DataSection) -> Path:
     """The folder of cls/, train.txt and val.txt: `data.sbd`, its `dataset` or its `benchmark_RELEASE/dataset`."""
-    given = Path(data.sbd or "")
+    given = Path(data.sbd or "").absolute()
     for folder in (given, given / "dataset", given / "benchmark_RELEASE" / "dataset"):
         if data.sbd is not None and (folder / "train.txt").is_file() and (folder / "cls").is_dir():
             return folder

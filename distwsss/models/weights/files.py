@@ -25,8 +25,9 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of th
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that holds the weights: `path` itself, or that of the folder `path`. Raises CheckpointError without."""
-    path = Path(path)
+    """The file that holds the weights, absolute: `path` itself, or that of the folder `path`. Raises CheckpointError
+    without."""
+    path = Path(path).absolute()
     if not path.is_dir():
         return path
     for name in FOLDER_FILES:

@@ -42,17 +42,30 @@ def test_a_file_stands_on_its_base(tmp_path: Path) -> None:
     config = load_config(path)
     assert (config.name, config.seed, config.train.loss) == ("other", 3, "positive")
     assert (config.train.optim.lr, config.train.optim.momentum) == (0.25, 0.0)
+
+
+def test_of_several_bases_a_later_one_is_over_an_earlier_one(tmp_path: Path) -> None:
+    write(tmp_path, BASE + "seed: 3\ntrain: {loss: positive}\n", "base.yaml")
     write(tmp_path, "name: late\nseed: 4\n", "late.yaml")
-    both = write(tmp_path, "base: [base.yaml, late.yaml]\nseed: 5\n", "both.yaml")
-    assert (load_config(both).name, load_config(both).seed, load_config(both).train.loss) == ("late", 5, "positive")
-    write(tmp_path, "base: sub/c.yaml\n", "base.yaml")
+    both = load_config(write(tmp_path, "base: [base.yaml, late.yaml]\nseed: 5\n", "both.yaml"))
+    assert (both.name, both.seed, both.train.loss) == ("late", 5, "positive")
+
+
+def test_bases_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path, "base: c.yaml\n", "base.yaml")
     with pytest.raises(ConfigError, match="found itself again"):
-        load_config(path)
+        load_config(write(tmp_path, "base: base.yaml\n"))
+
+
+def test_a_base_that_is_no_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`base`: found 3; allowed: YAML files"):
         load_config(write(tmp_path, "base: 3\n" + BASE))
+
+
+def test_a_problem_of_the_base_is_said_to_be_its(tmp_path: Path) -> None:
     write(tmp_path, BASE + "train: {loss: hybird}\n", "base.yaml")
     with pytest.raises(ConfigError, match=r"base\.yaml: `train\.loss`: found 'hybird'"):
-        load_config(path)
+        load_config(write(tmp_path, "base: base.yaml\n"))
 
 
 def test_all_problems_in_one_report_with_source_key_and_suggestion(tmp_path: Path) -> None:
@@ -144,31 +157,52 @@ def test_keys_that_fit_are_accepted(tmp_path: Path) -> None:
     assert found.train.augment.color_jitter == [2.0, 0.0, 0.0, 0.5]
 
 
-def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_profile", [False, True], ids=["--config", "--profile"])
+def test_a_file_that_is_not_utf8_is_one_message(as_profile: bool, tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("name: t\ndata: {dataset: shapes}  # é\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml: found bytes that are not UTF-8 \(at 35\)"):
-        load_config(latin)
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        load_config(write(tmp_path), profile=str(latin))
+        load_config(write(tmp_path) if as_profile else latin, profile=str(latin) if as_profile else None)
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"--config {tmp_path}: no such file; looked for {tmp_path};"):
         load_config(tmp_path)
+
+
+def test_a_name_longer_than_a_file_may_have_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--profile x+: no such file"):
         load_config(write(tmp_path), profile="x" * 300)
 
 
-def test_yaml_traps(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stands twice"):
-        load_config(write(tmp_path, BASE + "seed: 1\nseed: 2\n"))
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(write(tmp_path, "name: !!python/object/apply:os.system ['true']\n"))
-    assert load_config(write(tmp_path), overrides=["train.optim.lr=1e-3"]).train.optim.lr == 1e-3
-    assert load_config(write(tmp_path), overrides=["hardware.mixed_precision=no"]).hardware.mixed_precision == "no"
-    ids = load_config(write(tmp_path), overrides=["data.tuning_ids=[2007_000032]"]).data.tuning_ids
-    assert ids == ["2007_000032"]
-    assert load_config(write(tmp_path), overrides=["seeds.vote_on=null", "seed=010"]).seed in (8, 10)
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(tmp_path / "missing.yaml")
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stands twice"):
+        load_config(write(tmp_path, BASE + "seed: 1\nseed: 2\n"))
+
+
+def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(write(tmp_path, "name: !!python/object/apply:os.system ['true']\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.optim.lr=1e-3", 1e-3), ("hardware.mixed_precision=no", "no"), ("seeds.vote_on=null", None),
+        ("data.tuning_ids=[2007_000032]", ["2007_000032"]), ("seed=010", 10),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(override: str, value: object, tmp_path: Path) -> None:
+    """YAML 1.1 makes text, False and a number of the first, the second and the id, and 8 of 010."""
+    found = load_config(write(tmp_path), overrides=[override]).model_dump()
+    for part in override.partition("=")[0].split("."):
+        found = found[part]
+    assert found == value
 
 
 def test_dump_is_the_resolved_configuration(tmp_path: Path) -> None:
@@ -178,31 +212,48 @@ def test_dump_is_the_resolved_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load(dump_yaml(config))["seeds"]["crf"]["bilateral_sxy"] == 50.0
 
 
-def test_named_and_spelled_out_crf_parameters(tmp_path: Path) -> None:
+def test_crf_parameters_by_name(tmp_path: Path) -> None:
     assert load_config(write(tmp_path), overrides=["seeds.crf=deeplab_v2"]).seeds.crf == CRF_PARAMS["deeplab_v2"]
+
+
+def test_single_crf_parameters_are_over_the_sections_default(tmp_path: Path) -> None:
     three = load_config(write(tmp_path), overrides=["evaluate.crf={iterations: 3}"]).evaluate.crf
     assert three == CRFParams(**{**CRF_PARAMS["deeplab_v2"].model_dump(), "iterations": 3})
+
+
+def test_null_is_no_crf(tmp_path: Path) -> None:
     assert load_config(write(tmp_path), overrides=["evaluate.crf=null"]).evaluate.crf is None
 
 
-def test_parameters_leave_out_what_cannot_change_a_result(tmp_path: Path) -> None:
-    plain = load_config(write(tmp_path))
-    neutral = load_config(
-        write(tmp_path), overrides=["train.optim.log_every=3", "train.optim.keep_last=9", "train.optim.save_every=1%"]
-    )
-    assert neutral.train.parameters() == plain.train.parameters()
-    changed = load_config(write(tmp_path), overrides=["train.optim.momentum=0.5"])
-    assert changed.train.parameters() != plain.train.parameters()
-    assert "root" not in plain.data.parameters()
+@pytest.mark.parametrize("neutral", ["log_every=3", "keep_last=9", "save_every=1%", "keep_optimizer=true"])
+def test_parameters_leave_out_what_cannot_change_a_result(neutral: str, tmp_path: Path) -> None:
+    plain, other = (load_config(write(tmp_path), overrides=given) for given in ([], [f"train.optim.{neutral}"]))
+    assert other.train != plain.train
+    assert other.train.parameters() == plain.train.parameters()
 
 
-def test_paper_defaults_are_the_methods(tmp_path: Path) -> None:
+def test_parameters_hold_what_can_change_a_result(tmp_path: Path) -> None:
+    plain, other = (load_config(write(tmp_path), overrides=given) for given in ([], ["train.optim.momentum=0.5"]))
+    assert other.train.parameters() != plain.train.parameters()
+
+
+def test_parameters_leave_out_where_the_data_lie(tmp_path: Path) -> None:
+    assert "root" not in load_config(write(tmp_path)).data.parameters()
+
+
+def test_the_default_seeds_are_the_methods(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert config.seed_names() == [f"{p}-{s}" for p in ("0.05", "0.10", "0.20", "0.30") for s in ("1.00", "1.20")]
-    crf = config.seeds.crf
+
+
+def test_by_default_all_seeds_must_agree(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path)).vote_threshold() == 8
+
+
+def test_the_default_crf_of_seeds_is_the_methods(tmp_path: Path) -> None:
+    crf = load_config(write(tmp_path)).seeds.crf
     assert (crf.iterations, crf.gaussian_sxy, crf.gaussian_compat) == (10, 3.0, 3.0)
     assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat, crf.clip) == (80.0, 13.0, 10.0, 1e-5)
-    assert config.vote_threshold() == 8
 
 
 @pytest.mark.parametrize(

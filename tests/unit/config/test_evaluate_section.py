@@ -51,8 +51,13 @@ def test_single_numbers_over_a_name_are_over_that_names(tmp_path: Path) -> None:
     assert config.evaluate.crf is not None
     assert list(config.evaluate.crf.model_dump().values()) == [5, 1, 1, 121, 7, 4, 1e-5]
     assert list(config.seeds.crf.model_dump().values()) == [10, 2, 3, 50, 5, 10, 1e-5]
+
+
+def test_an_unknown_name_over_a_name_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {dataset: shapes}\nevaluate: {crf: toco}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"evaluate\.crf.*'toko'"):
-        load_config(base, overrides=["evaluate.crf=toko"])
+        load_config(file, overrides=["evaluate.crf=toko"])
 
 
 def test_an_unknown_name_is_answered_with_all_of_them() -> None:

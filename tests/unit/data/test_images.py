@@ -94,6 +94,9 @@ def test_16_bit_image_is_refused():
 
 def test_html_named_jpg_is_refused():
     fails(images.decode_image, b"<html><body>404 not found</body></html>", "<html>", "allowed")
+
+
+def test_an_empty_file_is_refused():
     fails(images.decode_image, b"")
 
 
@@ -128,7 +131,10 @@ def test_bomb_is_refused_without_a_limit_of_ours():
 def test_max_pixels_itself_is_allowed():
     data = encoded(Image.fromarray(photograph(10, 10)))
     assert images.decode_image(data, WHERE, max_pixels=100).shape == (10, 10, 3)
-    fails(images.decode_image, data, max_pixels=99)
+
+
+def test_a_pixel_more_than_max_pixels_is_refused():
+    fails(images.decode_image, encoded(Image.fromarray(photograph(10, 10))), max_pixels=99)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -141,11 +147,13 @@ def test_any_bytes_give_an_image_or_a_data_error(data, start):
             assert WHERE in str(error)  # noqa: PT017
 
 
-def test_jpeg_mode():
-    image = Image.fromarray(photograph())
-    for mode in ("RGB", "L", "CMYK"):
-        assert images.jpeg_mode(encoded(image.convert(mode), "JPEG"), WHERE) == mode
-    assert images.jpeg_mode(encoded(image), WHERE) is None
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_mode_of_a_jpeg(mode):
+    assert images.jpeg_mode(encoded(Image.fromarray(photograph()).convert(mode), "JPEG"), WHERE) == mode
+
+
+def test_what_is_no_jpeg_has_no_mode():
+    assert images.jpeg_mode(encoded(Image.fromarray(photograph())), WHERE) is None
     assert images.jpeg_mode(b"<html>", WHERE) is None
 
 
@@ -184,14 +192,14 @@ def test_palette_png_is_read_as_indices():
     np.testing.assert_array_equal(images.decode_mask(images.encode_palette(mask), WHERE), mask)
 
 
-def test_small_palettes_are_read_as_indices():
-    for bits in (1, 2, 4):
-        mask = np.arange(2**bits, dtype=np.uint8)[None]
-        image = Image.fromarray(mask)
-        image.putpalette(images.voc_palette().tobytes())
-        data = encoded(image, bits=bits)
-        assert data[24] == bits
-        np.testing.assert_array_equal(images.decode_mask(data, WHERE), mask)
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_small_palettes_are_read_as_indices(bits):
+    mask = np.arange(2**bits, dtype=np.uint8)[None]
+    image = Image.fromarray(mask)
+    image.putpalette(images.voc_palette().tobytes())
+    data = encoded(image, bits=bits)
+    assert data[24] == bits
+    np.testing.assert_array_equal(images.decode_mask(data, WHERE), mask)
 
 
 def test_palette_is_that_of_voc():
@@ -205,17 +213,29 @@ def test_palette_is_that_of_voc():
         255: (224, 224, 192),
     }
     assert {i: tuple(map(int, palette[i])) for i in expected} == expected
-    assert len({tuple(colour) for colour in palette.tolist()}) == 256
 
 
-def test_wrong_masks_are_refused():
-    rgb = Image.fromarray(photograph())
-    fails(images.decode_mask, encoded(rgb), "RGB", "L or P")
-    fails(images.decode_mask, encoded(rgb.convert("LA")), "LA")
+def test_every_class_has_a_colour_of_its_own():
+    assert len({tuple(colour) for colour in images.voc_palette().tolist()}) == 256
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "words"),
+    [
+        ("RGB", "PNG", ("RGB", "L or P")), ("LA", "PNG", ("LA",)), ("1", "PNG", ("found pixel mode 1",)),
+        ("L", "JPEG", ("PNG",)),
+    ],
+)  # fmt: skip
+def test_masks_of_other_modes_and_formats_are_refused(mode, form, words):
+    fails(images.decode_mask, encoded(Image.fromarray(photograph()).convert(mode), form), *words)
+
+
+def test_a_16_bit_mask_is_refused():
     fails(images.decode_mask, encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "I;16")
-    fails(images.decode_mask, encoded(rgb.convert("1")), "found pixel mode 1")
-    fails(images.decode_mask, encoded(rgb.convert("L"), "JPEG"), "PNG")
-    fails(images.decode_clean, encoded(rgb.convert("L")), "found pixel mode L")
+
+
+def test_a_clean_map_of_more_than_one_bit_is_refused():
+    fails(images.decode_clean, encoded(Image.fromarray(photograph()).convert("L")), "found pixel mode L")
 
 
 @pytest.mark.parametrize("depth", [2, 4])
@@ -233,14 +253,17 @@ def test_any_flipped_bit_in_a_mask_is_refused(bit):
         fails(images.decode_mask, bytes(damaged))
 
 
-def test_encoders_refuse_other_arrays():
-    for encode, array in [
+@pytest.mark.parametrize(
+    ("encode", "array"),
+    [
         (images.encode_palette, np.zeros((2, 2), np.int64)),
         (images.encode_gray, np.zeros((2, 2, 3), np.uint8)),
         (images.encode_clean, np.zeros((2, 2), np.uint8)),
-    ]:
-        with pytest.raises(ValueError, match="allowed"):
-            encode(array)
+    ],
+)
+def test_encoders_refuse_other_arrays(encode, array):
+    with pytest.raises(ValueError, match="allowed"):
+        encode(array)
 
 
 @settings(max_examples=20)

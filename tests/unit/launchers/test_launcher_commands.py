@@ -132,10 +132,16 @@ def test_torchrun_itself_takes_the_command() -> None:
     assert known.get("signals_to_handle", "SIGUSR1").endswith("SIGUSR1")
 
 
+OLDER = {TORCHRUN: "() { echo usage; }"}
+ABSENT = {TORCHRUN: "() { return 127; }"}
+
+
 def test_an_older_torchrun_gets_no_newer_options() -> None:
-    old = {TORCHRUN: "() { echo usage; }", "DRY_RUN": "1"}
-    assert "--max-restarts 0 -m distwsss" in launch("torchrun_local.sh", **old).stdout
-    done = launch("torchrun_local.sh", *DEMO, NPROC="2", SHUTDOWN_TIMEOUT="90", **{TORCHRUN: old[TORCHRUN]})
+    assert "--max-restarts 0 -m distwsss" in launch("torchrun_local.sh", DRY_RUN="1", **OLDER).stdout
+
+
+def test_an_older_torchrun_leaves_no_other_time_to_save() -> None:
+    done = launch("torchrun_local.sh", *DEMO, NPROC="2", SHUTDOWN_TIMEOUT="90", **OLDER)
     assert (done.returncode, done.stdout) == (2, "")
     assert "SHUTDOWN_TIMEOUT: found 90; allowed: 30" in done.stderr
 
@@ -146,20 +152,22 @@ def test_deepspeed_leaves_no_other_time_to_save() -> None:
     assert "SHUTDOWN_TIMEOUT: found 90; allowed: 30" in done.stderr
 
 
-def test_without_torchrun_a_dry_run_prints_and_a_run_says_so() -> None:
-    absent = {TORCHRUN: "() { return 127; }"}
-    done = launch("torchrun_local.sh", *DEMO, NPROC="2", DRY_RUN="1", **absent)
+def test_without_torchrun_a_dry_run_prints() -> None:
+    done = launch("torchrun_local.sh", *DEMO, NPROC="2", DRY_RUN="1", **ABSENT)
     assert (done.returncode, done.stdout.count("torchrun --nproc-per-node 2")) == (0, 1)
-    done = launch("torchrun_local.sh", *DEMO, NPROC="2", **absent)
+
+
+def test_without_torchrun_a_run_says_so() -> None:
+    done = launch("torchrun_local.sh", *DEMO, NPROC="2", **ABSENT)
     assert (done.returncode, done.stdout) == (2, "")
     assert "torchrun: not found" in done.stderr
 
 
-def test_an_endpoint_has_a_port() -> None:
-    for name in ("torchrun_multinode.sh", "accelerate.sh", "deepspeed.sh"):
-        done = launch(name, *DEMO, **(VARIABLES | {"RDZV_ENDPOINT": "head"}))
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "RDZV_ENDPOINT: found head; allowed: HOST:PORT" in done.stderr
+@pytest.mark.parametrize("name", ["torchrun_multinode.sh", "accelerate.sh", "deepspeed.sh"])
+def test_an_endpoint_has_a_port(name: str) -> None:
+    done = launch(name, *DEMO, **(VARIABLES | {"RDZV_ENDPOINT": "head"}))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "RDZV_ENDPOINT: found head; allowed: HOST:PORT" in done.stderr
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -187,36 +195,67 @@ def test_what_is_not_set_is_named_at_once(name: str) -> None:
     assert "<" not in done.stderr
 
 
-def test_what_the_documents_name_exists() -> None:
-    scripts = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "launchers").glob("*.s*")}
+def test_the_launchers_that_documents_name_exist() -> None:
     documents = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     text = "".join(path.read_text(encoding="utf-8") for path in documents)
     named = set(re.findall(r"\blaunchers/[\w./]*\w", text))
     assert {f"launchers/{name}" for name in LAUNCHERS} <= named
     assert all((REPOSITORY / path).exists() for path in named)
+
+
+def test_the_variables_that_documents_name_are_read() -> None:
+    scripts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "launchers").glob("*.s*")]
     rows = re.findall(r"^\| (`[A-Z_`, =a-z]+`) \|", (REPOSITORY / "docs/training.md").read_text(encoding="utf-8"), re.M)
     variables = {word for row in rows for word in re.findall("[A-Z][A-Z_]+", row)}
     assert {"NPROC", "RDZV_ENDPOINT", "ACCELERATE_CONFIG", "ROOT"} <= variables
-    assert {word for word in variables if not any(word in script for script in scripts.values())} == set()
+    assert {word for word in variables if not any(word in script for script in scripts)} == set()
 
 
-def test_the_image_is_made_of_files_that_exist() -> None:
-    text = (REPOSITORY / "launchers/docker/Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    assert {word for word, _ in lines} <= {"ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "CMD"}
-    bases = re.findall(r"BASE=(\S+)", text)
+@pytest.fixture(scope="module")
+def dockerfile() -> str:
+    """Its text, an instruction a line."""
+    return (REPOSITORY / "launchers/docker/Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+@pytest.fixture(scope="module")
+def instructions(dockerfile: str) -> list[list[str]]:
+    """Instruction and what follows it."""
+    return [line.split(maxsplit=1) for line in dockerfile.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def declared() -> configparser.ConfigParser:
+    """setup.cfg."""
+    found = configparser.ConfigParser()
+    found.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    return found
+
+
+def test_the_image_has_known_instructions_only(instructions: list[list[str]]) -> None:
+    assert {word for word, _ in instructions} <= {"ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "CMD"}
+
+
+def test_the_image_stands_on_nvidias(dockerfile: str) -> None:
+    bases = re.findall(r"BASE=(\S+)", dockerfile)
     assert len(bases) == 2
     assert all(re.fullmatch(r"nvidia/cuda:[\w.-]+", base) for base in bases)  # no other registry
-    copied = [words.split()[:-1] for instruction, words in lines if instruction == "COPY"]
-    assert all((REPOSITORY / source).exists() for sources in copied for source in sources)
-    declared = configparser.ConfigParser()
-    declared.read(REPOSITORY / "setup.cfg", encoding="utf-8")
-    extras = {extra for found in re.findall(r"EXTRAS=(\S+)", text) for extra in found.split(",")}
-    assert extras <= set(declared["options.extras_require"])
+
+
+def test_the_image_copies_what_the_package_needs(
+    instructions: list[list[str]], declared: configparser.ConfigParser
+) -> None:
+    sources = {source for word, rest in instructions if word == "COPY" for source in rest.split()[:-1]}
+    assert all((REPOSITORY / source).exists() for source in sources)
     needed = [declared["metadata"][key].removeprefix("file: ") for key in ("long_description", "license_files")]
-    assert {"pyproject.toml", "setup.cfg", "distwsss", "configs", "launchers", *needed} == {
-        s for c in copied for s in c
-    }
-    command = re.search(r"distwsss (launchers/\S+) train --config (\S+)", text)
+    assert sources == {"pyproject.toml", "setup.cfg", "distwsss", "configs", "launchers", *needed}
+
+
+def test_the_image_has_extras_that_exist(dockerfile: str, declared: configparser.ConfigParser) -> None:
+    extras = {extra for found in re.findall(r"EXTRAS=(\S+)", dockerfile) for extra in found.split(",")}
+    assert extras <= set(declared["options.extras_require"])
+
+
+def test_the_command_of_the_image_is_of_files_that_exist(dockerfile: str) -> None:
+    command = re.search(r"distwsss (launchers/\S+) train --config (\S+)", dockerfile)
     assert command
     assert all((REPOSITORY / path).is_file() for path in command.groups())

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ import yaml
 from helpers.launcher_run import DEMO, LAUNCHERS, REPOSITORY, ROOTED, VARIABLES, VOC, launch
 
 
+@cache
+def demo_job(name: str) -> str:
+    """The command for the demo with its shards in a bucket."""
+    given = {"ROOT": "/shared/me", "SHARDS": "s3://bucket/demo", "RAY_ADDRESS": "http://host:1"}
+    return launch(name, *DEMO, DRY_RUN="1", **given).stdout
+
+
 @pytest.mark.parametrize("name", ROOTED)
-def test_shards_may_be_a_url_and_generated_data_needs_no_folder(name: str) -> None:
-    done = launch(name, *DEMO, DRY_RUN="1", ROOT="/shared/me", SHARDS="s3://bucket/demo", RAY_ADDRESS="http://host:1")
-    assert "paths.shards=s3://bucket/demo" in done.stdout
-    assert "paths.run=/shared/me/runs/demo" in done.stdout
-    assert "data.root" not in done.stdout
+def test_shards_may_be_a_url(name: str) -> None:
+    shown = demo_job(name)
+    assert "paths.shards=s3://bucket/demo" in shown
+    assert "paths.run=/shared/me/runs/demo" in shown
+
+
+@pytest.mark.parametrize("name", ROOTED)
+def test_generated_data_need_no_folder(name: str) -> None:
+    assert "data.root" not in demo_job(name)
 
 
 @pytest.mark.parametrize("name", ROOTED)
@@ -39,16 +51,19 @@ def test_a_data_set_on_disk_needs_its_folder(name: str) -> None:
     assert "DATA: found nothing; allowed: an absolute path" in launch(name, *VOC, ROOT="/shared/me").stderr
 
 
-def test_a_job_needs_a_configuration_that_is_uploaded() -> None:
-    for arguments, expected in (
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
         ([], "--config: found nothing"),
         (["--config", "../x.yaml"], "which are uploaded"),
         (["--config", "configs/absent.yaml"], "configs/absent.yaml: no such file"),
         ([*DEMO, "--set", "name=a;b"], "found argument name=a;b"),
-    ):
-        done = launch("ray_job.sh", "seeds", *arguments, **VARIABLES)
-        assert done.returncode == 2
-        assert expected in done.stderr
+    ],
+)
+def test_a_job_needs_a_configuration_that_is_uploaded(arguments: list[str], expected: str) -> None:
+    done = launch("ray_job.sh", "seeds", *arguments, **VARIABLES)
+    assert done.returncode == 2
+    assert expected in done.stderr
 
 
 @pytest.fixture

@@ -51,6 +51,9 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_without_the_room_needed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="make room"):
         free_space_check(tmp_path / "not" / "yet", 10**18, "seeds")
 
@@ -83,22 +86,33 @@ def test_manifest_finds_any_flipped_bit_truncation_or_missing_file(tmp_path: Pat
     assert str(path) in problems[0]
 
 
-def test_manifest_missing_or_unreadable(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_a_problem(tmp_path: Path) -> None:
     assert "missing" in manifest_problems(tmp_path)[0]
+
+
+def test_what_is_no_manifest_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     write_manifest(tmp_path)
     (tmp_path / "MANIFEST.json").write_bytes(b"{}")
     assert "not a manifest" in manifest_problems(tmp_path)[0]
 
 
-def test_differing_keys_are_named(tmp_path: Path) -> None:
+def test_a_stage_is_done_once_its_record_is_there(tmp_path: Path) -> None:
     record = tmp_path / "done.json"
     assert not is_done(record, {"a": 1}, "stage")
     write_json(record, {"parameters": {"a": 1, "b": {"c": [1, 2], "d": None}}})
     assert is_done(record, {"a": 1, "b": {"c": [1, 2], "d": None}}, "stage")
+
+
+def test_differing_keys_are_named(tmp_path: Path) -> None:
+    record = tmp_path / "done.json"
+    write_json(record, {"parameters": {"a": 1, "b": {"c": [1, 2], "d": None}}})
     with pytest.raises(ConfigError, match=r"b\.c: was \[1, 2\], now \[1, 3\]") as caught:
         is_done(record, {"a": 1, "b": {"c": [1, 3], "d": None}}, "stage")
     assert "  a:" not in str(caught.value)
+
+
+def test_a_key_that_was_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="e: was None, now 5"):
         check_same({"a": 1}, {"a": 1, "e": 5}, "stage")
 
@@ -108,10 +122,13 @@ def test_fingerprint_ignores_key_order_only() -> None:
     assert fingerprint({"a": [1, 2]}) != fingerprint({"a": [2, 1]})
 
 
-def test_pointers(tmp_path: Path) -> None:
+def test_a_pointer_names_a_folder(tmp_path: Path) -> None:
     assert read_pointer(tmp_path / "LAST") is None
     write_pointer(tmp_path / "LAST", tmp_path / "step-00000001")
     assert read_pointer(tmp_path / "LAST") == tmp_path / "step-00000001"
+
+
+def test_a_pointer_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "LAST").write_text("../../etc")
     with pytest.raises(CheckpointError):
         read_pointer(tmp_path / "LAST")
@@ -131,6 +148,9 @@ def test_metrics_survive_a_line_cut_short(tmp_path: Path) -> None:
         file.write(b'{"step": 2, "lo\xc3')
     append_metrics(path, {"step": 3, "loss": 1.0})
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 3, "loss": 1.0}]
+
+
+def test_metrics_that_cannot_be_written_are_one_message(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"):
         append_metrics(tmp_path, {"step": 4})
 

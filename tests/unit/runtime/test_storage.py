@@ -5,15 +5,16 @@ fsspec's memory:// is a store without a network; `tests/dist/test_object_storage
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_shards import make_folder, make_samples
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index
@@ -24,6 +25,7 @@ from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import free_space_check, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.layout import images_dir
 from distwsss.runtime.storage import Folder, Remote, Scratch, folder_at, remove_tree, size_of, version_of
+from helpers.shard_samples import make_folder, make_samples
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -41,17 +43,26 @@ def remote() -> Remote:
 # --- names ---
 
 
-def test_what_names_a_folder() -> None:
-    assert folder_at("shards/x") == Path("shards/x")
-    assert folder_at("file:///data/x") == Path("/data/x")
-    bucket = folder_at("s3://bucket/a//")
-    assert bucket == Remote("s3://bucket/a")
+@pytest.mark.parametrize(("text", "path"), [("shards/x", "shards/x"), ("file:///data/x", "/data/x")])
+def test_a_path_names_a_folder_on_a_disk(text: str, path: str) -> None:
+    assert folder_at(text) == Path(path)
+
+
+def test_a_url_names_a_folder_on_a_store() -> None:
+    assert folder_at("s3://bucket/a//") == Remote("s3://bucket/a")
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///"])
+def test_a_url_without_a_bucket_names_nothing(text: str) -> None:
+    with pytest.raises(ConfigError, match="with a bucket"):
+        folder_at(text)
+
+
+def test_names_below_a_url_are_as_those_below_a_path() -> None:
+    bucket = Remote("s3://bucket/a")
     assert (bucket / "b.tar").parent == bucket
     assert (bucket / "b.tar").name == "b.tar"
     assert str((bucket / "b.tar").with_name("c.json")) == "s3://bucket/a/c.json"
-    for text in ("s3://", "s3:///"):
-        with pytest.raises(ConfigError, match="with a bucket"):
-            folder_at(text)
 
 
 def test_scratch_travels_with_the_folder() -> None:
@@ -62,39 +73,61 @@ def test_scratch_travels_with_the_folder() -> None:
     assert (folder.url, folder.scratch) == ("s3://bucket/p/images/val", Scratch(Path("/fast"), 1_500_000_000))
 
 
-def test_the_run_folder_is_no_url() -> None:
-    with pytest.raises(ConfigError, match=r"`paths.run`: found 's3://b/r'; allowed: a folder on a file system"):
-        check_config({"name": "n", "data": {"dataset": "shapes"}, "paths": {"run": "s3://b/r"}})
-
-
 # --- as a path ---
 
 
-def test_files_of_a_folder(folder: Folder) -> None:
+def test_an_empty_folder_is_none(folder: Folder) -> None:
     assert not folder.is_dir()
     assert not (folder / "x.json").is_file()
     assert list(folder.rglob("*")) == []
+
+
+@pytest.mark.parametrize("use", [lambda path: path.read_bytes(), size_of, lambda path: path.unlink()])
+def test_a_file_that_is_not_there_is_not_found(folder: Folder, use: Callable[[Folder], object]) -> None:
     with pytest.raises(FileNotFoundError):
-        (folder / "x.json").read_bytes()
-    with pytest.raises(FileNotFoundError):
-        size_of(folder / "x.json")
-    write_json(folder / "x.json", {"ä": [1]})
-    write_json(folder / "sub" / "y.json", 2)
-    assert read_json(folder / "x.json") == {"ä": [1]}
-    assert size_of(folder / "x.json") == len((folder / "x.json").read_bytes())
-    assert len(sha256_file(folder / "x.json")) == 64
+        use(folder / "x.json")
+
+
+def test_what_is_written_is_read(folder: Folder) -> None:
+    path = folder / "x.json"
+    write_json(path, {"ä": [1]})
+    assert read_json(path) == {"ä": [1]}
+    assert size_of(path) == len(path.read_bytes())
+    assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_and_folders_are_told_apart(folder: Folder) -> None:
+    write_json(folder / "x.json", 1)
     assert (folder.is_dir(), folder.is_file(), folder.exists()) == (True, False, True)
     assert ((folder / "x.json").is_dir(), (folder / "x.json").is_file()) == (False, True)
+
+
+def test_files_are_listed_by_pattern(folder: Folder) -> None:
+    for name in ("x.json", "x.tar", "sub/y.json"):
+        write_json(folder / name, 1)
     assert [path.name for path in folder.glob("*.json")] == ["x.json"]
     assert sorted(path.name for path in folder.rglob("*.json")) == ["x.json", "y.json"]
-    version = version_of(folder / "x.json")
-    assert version_of(folder / "x.json") == version
-    write_json(folder / "x.json", 3)
-    assert version_of(folder / "x.json") != version
-    (folder / "x.json").unlink()
-    (folder / "x.json").unlink(missing_ok=True)
-    with pytest.raises(FileNotFoundError):
-        (folder / "x.json").unlink()
+
+
+def test_a_file_written_anew_has_another_version(folder: Folder) -> None:
+    path = folder / "x.json"
+    write_json(path, 2)
+    version = version_of(path)
+    assert version_of(path) == version
+    write_json(path, 3)
+    assert version_of(path) != version
+
+
+def test_a_file_is_removed(folder: Folder) -> None:
+    path = folder / "x.json"
+    write_json(path, 1)
+    path.unlink()
+    assert not path.exists()
+    path.unlink(missing_ok=True)
+
+
+def test_a_folder_is_removed_with_all_below(folder: Folder) -> None:
+    write_json(folder / "sub" / "y.json", 1)
     remove_tree(folder)
     assert not (folder / "sub" / "y.json").exists()
     remove_tree(folder)
@@ -130,6 +163,9 @@ def test_making_and_publishing_are_writing(folder: Folder, tmp_path: Path) -> No
     assert (folder / record.name).read_bytes() == data
     assert write_shard(tmp_path / "b" / record.name, make_samples()) == record
     assert (tmp_path / "b" / record.name).read_bytes() == data
+
+
+def test_a_shard_of_another_name_is_not_made() -> None:
     with pytest.raises(ShardError, match="file name"):
         shard_bytes("no shard", make_samples())
 
@@ -139,10 +175,18 @@ def test_samples_are_read_as_they_were_written(remote: Remote) -> None:
     index = load_index(remote, "images")
     found = [sample for shard in range(2) for sample in iter_shard(index, shard, ["json", "truth.png", "jpg"])]
     assert found == samples
-    key, fields = samples[5]
+
+
+def test_some_fields_of_one_sample_are_read(remote: Remote) -> None:
+    key, fields = make_folder(remote)[5]
+    index = load_index(remote, "images")
     assert index.key(1, 1) == key
     assert read_fields(index, 1, 1, ["json"]) == {"json": fields["json"]}
     assert list(read_fields(index, 1, 0, ["truth.png", "jpg"])) == ["truth.png", "jpg"]
+
+
+def test_whole_shards_verify(remote: Remote) -> None:
+    make_folder(remote)
     assert verify(remote) == []
     assert verify(remote.parent) == []
 
@@ -178,17 +222,24 @@ def test_the_same_damage_is_found(damage: str, tmp_path: Path, remote: Remote) -
     assert found[0] == found[1] != []
 
 
-def test_a_shard_that_is_gone_or_short_when_it_is_read(remote: Remote) -> None:
+def test_a_shard_that_is_short_when_it_is_read(remote: Remote) -> None:
     make_folder(remote)
     index, shard = load_index(remote), remote / "images-00000.tar"
-    data = shard.read_bytes()
     offset, size = index.shards[0].members[0]["jpg"]
-    shard.write_bytes(data[: offset + size - 1])
+    shard.write_bytes(shard.read_bytes()[: offset + size - 1])
     with pytest.raises(ShardError, match=f"found {size - 1} of {size} bytes; run distwsss verify"):
         read_fields(index, 0, 0, ["jpg"])
-    shard.unlink()
+
+
+def test_a_shard_that_is_gone_when_it_is_read(remote: Remote) -> None:
+    make_folder(remote)
+    index = load_index(remote)
+    (remote / "images-00000.tar").unlink()
     with pytest.raises(ShardError, match=r"there is no such object.*run distwsss verify"):
         read_fields(index, 0, 0, ["jpg"])
+
+
+def test_an_index_that_is_not_there(remote: Remote) -> None:
     with pytest.raises(ShardError, match=r"index\.json: cannot be read \(there is no such object\).*prepare makes it"):
         load_index(remote / "nothing", "images")
 

@@ -88,9 +88,12 @@ def test_resumed_from_a_step_goes_on_where_it_stopped(world: int, workers: int) 
     assert set(Counter(sample for step in found for sample in step).values()) == {1}
 
 
-def test_fewer_batches_than_workers_and_none_at_all() -> None:
+def test_no_more_workers_than_batches() -> None:
     (loader,) = loaders(1, 3, 4, 4, steps=6, start=4)
     assert loader.num_workers == 2
     assert read_steps([list(loader)], 1) == [plan(make_selection(), SEED, step, 4) for step in (4, 5)]
+
+
+def test_of_a_finished_training_nothing_is_read() -> None:
     (finished,) = loaders(1, 3, 4, 4, steps=6, start=6)
     assert list(finished) == []

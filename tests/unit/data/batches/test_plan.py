@@ -86,11 +86,14 @@ def test_each_sample_once_per_epoch_for_any_world_size(world, accumulation):
     assert {sample.epoch for sample in drawn} == set(range(8))
 
 
-def test_a_batch_crosses_epochs_and_may_exceed_one():
-    selection = make_index([3, 2]).all()
-    batch = plan(selection, 0, 1, 4)
+def test_a_batch_crosses_epochs():
+    batch = plan(make_index([3, 2]).all(), 0, 1, 4)
     assert [sample.epoch for sample in batch] == [0, 1, 1, 1]
-    assert [sample.epoch for sample in plan(selection, 0, 0, 12)] == [0] * 5 + [1] * 5 + [2] * 2
+
+
+def test_a_batch_may_exceed_an_epoch():
+    batch = plan(make_index([3, 2]).all(), 0, 0, 12)
+    assert [sample.epoch for sample in batch] == [0] * 5 + [1] * 5 + [2] * 2
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,10 +107,14 @@ def test_window_bounds_the_open_shards(shards, size, window):
         assert len(set(group)) == min(window, shards - start)
 
 
-def test_samples_are_mixed_within_a_window_and_differ_by_epoch_and_seed():
+def test_samples_are_mixed_within_a_window():
+    first = plan(make_index([16] * 8).all(), 0, 0, 128)
+    assert len({sample.shard for sample in first[:16]}) > 4
+
+
+def test_the_order_differs_by_epoch_and_seed():
     selection = make_index([16] * 8).all()
     first, second = plan(selection, 0, 0, 128), plan(selection, 0, 1, 128)
-    assert len({sample.shard for sample in first[:16]}) > 4
     assert [s[1:] for s in first] != [s[1:] for s in second]
     assert first != plan(selection, 1, 0, 128)
 
@@ -119,16 +126,22 @@ def test_order_is_uniform_enough():
     assert sum((counts[s, i] - 100) ** 2 / 100 for s in range(3) for i in range(2)) < 20.5
 
 
-def test_selection_subset_and_empty_shards():
+CHOSEN = {"k0_1", "k0_3", "k3_0"}
+
+
+def test_a_selection_holds_what_was_chosen():
     index = make_index([4, 4, 4, 4])
-    chosen = {"k0_1", "k0_3", "k3_0"}
-    selection = index.select(chosen.__contains__)
+    selection = index.select(CHOSEN.__contains__)
     assert len(selection) == 3
     assert selection.positions == [[1, 3], [], [], [0]]
-    assert set(selection.keys()) == chosen
+    assert set(selection.keys()) == CHOSEN
+    assert len(index.all()) == len(index) == 16
+
+
+def test_only_what_was_chosen_is_drawn():
+    selection = make_index([4, 4, 4, 4]).select(CHOSEN.__contains__)
     drawn = plan(selection, 0, 0, 6, window=1)
     assert Counter((s.shard, s.position) for s in drawn) == {(0, 1): 2, (0, 3): 2, (3, 0): 2}
-    assert len(index.all()) == len(index) == 16
 
 
 def test_the_plan_depends_on_positions_only():

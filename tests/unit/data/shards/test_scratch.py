@@ -10,7 +10,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_shards import CLASSES, Samples, make_samples
 
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import iter_shard, read_fields
@@ -18,6 +17,7 @@ from distwsss.data.shards.verify import digest_problems, verified, verify
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 from distwsss.runtime.storage import Remote, Scratch
+from helpers.shard_samples import CLASSES, Samples, make_samples
 
 SHARDS = 4
 
@@ -104,7 +104,11 @@ def test_a_damaged_shard_is_no_copy(made: tuple[ShardIndex, Samples]) -> None:
     with pytest.raises(ShardError, match=r"damaged \(1 problem\)"):
         verified(index)
     assert copies(index) == {0, 2, 3}
-    path.unlink()
+
+
+def test_a_shard_that_is_gone_is_missing(made: tuple[ShardIndex, Samples]) -> None:
+    index, _ = made
+    (index.folder / index.shards[1].name).unlink()
     assert "missing" in digest_problems(index, 1)[0]
 
 
@@ -125,7 +129,12 @@ def test_a_copy_that_its_disk_damaged_is_fetched_anew(made: tuple[ShardIndex, Sa
     copy.write_bytes(bytes(index.shards[0].bytes))
     assert digest_problems(index, 0) == []
     assert read_fields(index, 0, 0, ["jpg"]) == {"jpg": samples[0][1]["jpg"]}
-    copy.write_bytes(b"cut")
+
+
+def test_a_copy_that_is_short_is_fetched_anew(made: tuple[ShardIndex, Samples]) -> None:
+    index, samples = made
+    read_one(index, 0)
+    (index.folder.scratch.folder / f"{index.shards[0].sha256}.tar").write_bytes(b"cut")
     assert read_fields(index, 0, 0, ["jpg"]) == {"jpg": samples[0][1]["jpg"]}
 
 

@@ -14,41 +14,13 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distwsss.config.load import check_config
-from distwsss.data import images
 from distwsss.data.shards.format import MAX_KEY, ShardRecord, is_key, key_from_name, name_from_key, split_member
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import OPEN_SHARDS, iter_shard, read_fields, read_json_field, read_truth
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import DataError, ShardError
-from distwsss.runtime.layout import images_dir, pseudo_dir, seeds_dir
 from helpers.paths import REPOSITORY
-
-CLASSES = ["background", "cat", "dog"]
-Samples = list[tuple[str, dict[str, bytes]]]
-
-
-def make_samples(start: int = 0, count: int = 4) -> Samples:
-    samples: Samples = []
-    for i in range(start, start + count):
-        pixels = np.random.default_rng(i).integers(0, 256, (6, 8 + i, 3), dtype=np.uint8)
-        fields = {
-            "jpg": images.encode_jpeg(pixels),
-            "json": json.dumps({"labels": [1], "size": [6, 8 + i], "name": f"id.{i}"}).encode(),
-        }
-        if i % 2 == 0:
-            fields["truth.png"] = images.encode_palette(np.full((6, 8 + i), i % 3, np.uint8))
-        samples.append((key_from_name(f"id.{i}"), fields))
-    return samples
-
-
-def make_folder(folder: Path) -> Samples:
-    """Two image shards of four samples and their index."""
-    samples = make_samples(0) + make_samples(4)
-    records = [write_shard(folder / f"images-{s:05d}.tar", samples[4 * s : 4 * s + 4]) for s in range(2)]
-    write_index(folder, records, {"data": {"dataset": "shapes"}}, CLASSES, "images", {"labels_from": "csv"})
-    return samples
-
+from helpers.shard_samples import CLASSES, make_folder, make_samples
 
 # --- keys ---
 
@@ -227,10 +199,10 @@ def test_writer_refuses_what_a_shard_may_not_hold(tmp_path, samples):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_refuses_odd_file_names(tmp_path):
-    for name in ("images.00000.tar", "images.tgz", "pipe:images.tar"):
-        with pytest.raises(ShardError, match="file name"):
-            write_shard(tmp_path / name, make_samples())
+@pytest.mark.parametrize("name", ["images.00000.tar", "images.tgz", "pipe:images.tar"])
+def test_writer_refuses_odd_file_names(tmp_path, name):
+    with pytest.raises(ShardError, match="file name"):
+        write_shard(tmp_path / name, make_samples())
 
 
 # --- index ---
@@ -318,6 +290,10 @@ def test_a_damaged_index_is_refused(tmp_path):
     (tmp_path / "index.json").write_bytes((tmp_path / "index.json").read_bytes() + b" ")
     with pytest.raises(ShardError, match="damaged"):
         load_index(tmp_path)
+
+
+def test_an_index_without_its_digest_is_refused(tmp_path):
+    make_folder(tmp_path)
     (tmp_path / "index.json.sha256").unlink()
     with pytest.raises(ShardError, match="sha256"):
         load_index(tmp_path)
@@ -327,8 +303,12 @@ def test_index_refuses_a_key_in_two_shards(tmp_path):
     records = [write_shard(tmp_path / f"images-0000{s}.tar", make_samples()) for s in range(2)]
     with pytest.raises(ShardError, match="id%2E0"):
         write_index(tmp_path, records, {}, CLASSES, "images")
+
+
+def test_index_refuses_an_unknown_kind(tmp_path):
+    record = write_shard(tmp_path / "images-00000.tar", make_samples())
     with pytest.raises(ShardError, match="kind"):
-        write_index(tmp_path, records[:1], {}, CLASSES, "pictures")
+        write_index(tmp_path, [record], {}, CLASSES, "pictures")
 
 
 def test_a_failure_between_the_two_files_leaves_no_index(tmp_path, monkeypatch):
@@ -347,15 +327,6 @@ def test_a_failure_between_the_two_files_leaves_no_index(tmp_path, monkeypatch):
     assert not (tmp_path / "index.json").exists()
 
 
-def test_folders_of_a_run():
-    config = check_config({"name": "x", "data": {"dataset": "shapes"}, "paths": {"shards": "/s"}})
-    assert [images_dir(config, "val"), seeds_dir(config), pseudo_dir(config)] == [
-        Path("/s/images/val"),
-        Path("/s/seeds"),
-        Path("/s/pseudo"),
-    ]
-
-
 # --- reading ---
 
 
@@ -367,7 +338,12 @@ def test_reading_gives_the_written_bytes(tmp_path):
         assert index.key(n // 4, n % 4) == key
         assert read_fields(index, n // 4, n % 4, every) == fields
         assert read_fields(index, n // 4, n % 4, ["json"]) == {"json": fields["json"]}
-    assert [sample for shard in range(2) for sample in iter_shard(index, shard, every)] == samples
+
+
+def test_a_shard_is_read_in_order(tmp_path):
+    samples = make_folder(tmp_path)
+    index = load_index(tmp_path)
+    assert [sample for s in range(2) for sample in iter_shard(index, s, ["jpg", "json", "truth.png"])] == samples
 
 
 def test_truth_is_decoded_or_none(tmp_path):
@@ -377,13 +353,18 @@ def test_truth_is_decoded_or_none(tmp_path):
     assert read_truth(index, 0, 1) is None
 
 
-def test_missing_or_short_shard_is_an_error(tmp_path):
+def test_a_short_shard_is_an_error(tmp_path):
     make_folder(tmp_path)
     index = load_index(tmp_path)
     path = tmp_path / "images-00000.tar"
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(ShardError, match="the index says"):
         read_fields(index, 0, 0, ["jpg"])
+
+
+def test_a_missing_shard_is_an_error(tmp_path):
+    make_folder(tmp_path)
+    index = load_index(tmp_path)
     (tmp_path / "images-00001.tar").unlink()
     with pytest.raises(ShardError, match="cannot be opened"):
         read_fields(index, 1, 0, ["jpg"])
@@ -451,8 +432,11 @@ if __name__ == "__main__":
     assert len(samples) == 8
 
 
-def test_json_field():
+def test_a_json_field_is_an_object():
     assert read_json_field(b'{"labels": null}', "here") == {"labels": None}
-    for data in (b"", b"\xff", b"[1]", b"[" * 100_000):
-        with pytest.raises(ShardError, match="here"):
-            read_json_field(data, "here")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[1]", b"[" * 100_000], ids=["empty", "bytes", "list", "nested"])
+def test_a_json_field_that_is_none_is_refused(data):
+    with pytest.raises(ShardError, match="here"):
+        read_json_field(data, "here")

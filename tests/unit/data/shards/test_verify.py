@@ -260,14 +260,26 @@ def test_folders_below_a_path(healthy, tmp_path):
     assert str(tmp_path / "images/val/index.json") in problem
 
 
-def test_missing_folder_index_and_shard(healthy, tmp_path):
+def test_a_folder_that_is_not_there_is_a_problem(tmp_path):
     assert verify(tmp_path / "nothing")
+
+
+def test_a_folder_without_shards_is_a_problem(tmp_path):
     assert verify(tmp_path)
+
+
+def test_a_file_is_no_folder_of_shards(healthy):
     assert verify(healthy / "images-00000.tar")
+
+
+def test_a_shard_that_the_index_does_not_name_is_found(healthy, tmp_path):
     folder = shutil.copytree(healthy, tmp_path / "copy")
     (folder / "images-00001.tar").write_bytes(b"")
     assert any("images-00001.tar: not named" in problem for problem in verify(folder))
-    (folder / "images-00001.tar").unlink()
+
+
+def test_a_shard_that_is_gone_is_found(healthy, tmp_path):
+    folder = shutil.copytree(healthy, tmp_path / "copy")
     (folder / "images-00000.tar").unlink()
     (problem,) = verify(folder)
     assert problem.endswith("images-00000.tar: missing")

@@ -188,9 +188,12 @@ def test_a_mask_travels_to_other_processes_and_its_digest_says_what_it_draws(coc
     assert len(digests) == len(first)
 
 
-def test_the_other_year_and_a_split_that_is_not_there(coco: Path) -> None:
+def test_a_split_may_name_the_other_year(coco: Path) -> None:
     write_split(coco, "val2017", {"one.jpg": [annotation(1, [box(0, 0, 2, 2)])]})
     assert [item.name for item in listing(coco, "val2017").items] == ["one.jpg"]
+
+
+def test_a_split_that_is_not_there_is_empty(coco: Path) -> None:
     found = listing(coco, "test")
     assert found.items == []
     assert found.where.endswith("annotations/instances_test2014.json")
@@ -252,17 +255,28 @@ def test_a_json_that_is_not_cocos(coco: Path, changes: dict[str, Any], message: 
         listing(coco)
 
 
-def test_what_cannot_be_read_and_keys_that_do_not_apply(coco: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [{"labels_from": "masks"}, {"classes": ["person"]}])
+def test_keys_that_do_not_apply(coco: Path, keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="do not apply to `coco`"):
-        listing(coco, labels_from="masks")
-    sizes = [{"id": 1000, "file_name": "two_parts.jpg", "height": 10**6, "width": 10**6},
-             {"id": 999, "file_name": "../overlap.jpg", "height": HEIGHT, "width": WIDTH}]  # fmt: skip
-    some = [{"image_id": number, **annotation(1, [box(0, 0, 2, 2)])} for number in (1000, 999)]
-    edited(coco, images=sizes, annotations=some)
-    found = {item.name: item for item in listing(coco).items}
-    assert "1000000 x 1000000 pixels in the JSON" in found["two_parts.jpg"].problems[0]
-    assert found["two_parts.jpg"].mask is None
-    assert "leads out" in found["../overlap.jpg"].problems[0]
+        listing(coco, **keys)
+
+
+def test_a_size_that_no_photograph_may_have_is_a_problem_of_its_image(coco: Path) -> None:
+    size = {"id": 1000, "file_name": "two_parts.jpg", "height": 10**6, "width": 10**6}
+    edited(coco, images=[size], annotations=[{"image_id": 1000, **annotation(1, [box(0, 0, 2, 2)])}])
+    (found,) = listing(coco).items
+    assert "1000000 x 1000000 pixels in the JSON" in found.problems[0]
+    assert found.mask is None
+
+
+def test_a_name_that_leads_out_is_a_problem_of_its_image(coco: Path) -> None:
+    image = {"id": 999, "file_name": "../overlap.jpg", "height": HEIGHT, "width": WIDTH}
+    edited(coco, images=[image], annotations=[{"image_id": 999, **annotation(1, [box(0, 0, 2, 2)])}])
+    (found,) = listing(coco).items
+    assert "leads out" in found.problems[0]
+
+
+def test_what_is_no_json_is_one_message(coco: Path) -> None:
     (coco / "annotations/instances_train2014.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"train2014\.json: not JSON"):
         listing(coco)

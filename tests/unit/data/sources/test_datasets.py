@@ -63,17 +63,33 @@ def voc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_voc_xml_takes_objects_and_not_their_parts(voc: Path) -> None:
+@pytest.fixture
+def voc_xml(voc: Path) -> Path:
+    """With annotations of the train split, and a CSV beside them."""
     text(voc / "Annotations/one.xml", XML)
     text(voc / "Annotations/two.xml", "<annotation></annotation>")
-    text(voc / "cls_labels.csv", "id,labels\none,1\ntwo,1\n")  # XML wins
-    found = listing("voc", voc)
+    text(voc / "cls_labels.csv", "id,labels\none,1\ntwo,1\n")
+    return voc
+
+
+def test_voc_xml_takes_objects_and_not_their_parts(voc_xml: Path) -> None:
+    found = listing("voc", voc_xml)
+    assert labels(found) == {"two": [], "one": [VOC_CLASSES.index("dog"), VOC_CLASSES.index("person")]}
+
+
+def test_voc_has_its_20_classes(voc_xml: Path) -> None:
+    found = listing("voc", voc_xml)
     assert found.classes == VOC_CLASSES
     assert len(found.classes) == 21
-    assert found.labels_from == "xml"
-    assert labels(found) == {"two": [], "one": [VOC_CLASSES.index("dog"), VOC_CLASSES.index("person")]}
-    assert labels(listing("voc", voc, "val")) == {"three": None}
-    assert labels(listing("voc", voc, labels_from="csv")) == {"two": [1], "one": [1]}
+
+
+def test_voc_xml_wins_over_the_csv_unless_that_is_named(voc_xml: Path) -> None:
+    assert listing("voc", voc_xml).labels_from == "xml"
+    assert labels(listing("voc", voc_xml, labels_from="csv")) == {"two": [1], "one": [1]}
+
+
+def test_voc_val_needs_no_xml(voc_xml: Path) -> None:
+    assert labels(listing("voc", voc_xml, "val")) == {"three": None}
 
 
 def test_voc_xml_problems(voc: Path) -> None:
@@ -107,21 +123,36 @@ def test_voc_csv_problems(voc: Path) -> None:
     found = problems(listing("voc", voc))
     assert "is the background" in found["one"][0]
     assert "stands more than once" in found["two"][0]
+
+
+def test_voc_csv_an_index_beyond_the_classes(voc: Path) -> None:
     text(voc / "cls_labels.csv", "id,labels\none,21\ntwo,2\n")
     assert problems(listing("voc", voc)) == {"one": ["unknown class index 21; allowed: 1..20"]}
 
 
-def test_voc_masks_are_labels_only_when_named(voc: Path) -> None:
-    masks = voc / "SegmentationClass"
-    masks.mkdir()
-    (masks / "one.png").write_bytes(encode_palette(np.array([[0, 3, 255], [7, 7, 0]], np.uint8)))
+@pytest.fixture
+def voc_masks(voc: Path) -> Path:
+    """With a mask of `one`, without other labels."""
+    (voc / "SegmentationClass").mkdir()
+    mask = encode_palette(np.array([[0, 3, 255], [7, 7, 0]], np.uint8))
+    (voc / "SegmentationClass" / "one.png").write_bytes(mask)
+    return voc
+
+
+def test_voc_masks_are_no_labels_unless_named(voc_masks: Path) -> None:
     with pytest.raises(DataError, match=r"no image-level labels(.|\n)*labels_from: masks"):
-        listing("voc", voc)
-    found = listing("voc", voc, labels_from="masks")
+        listing("voc", voc_masks)
+
+
+def test_voc_masks_are_labels_when_named(voc_masks: Path) -> None:
+    found = listing("voc", voc_masks, labels_from="masks")
     assert found.labels_from == "masks"
     assert labels(found) == {"two": None, "one": [3, 7]}
-    assert [item.mask for item in found.items] == [None, masks / "one.png"]
-    assert labels(listing("voc", voc, "val")) == {"three": None}  # the val split needs none
+    assert [item.mask for item in found.items] == [None, voc_masks / "SegmentationClass" / "one.png"]
+
+
+def test_voc_val_needs_no_labels(voc_masks: Path) -> None:
+    assert labels(listing("voc", voc_masks, "val")) == {"three": None}
 
 
 @pytest.mark.parametrize("source", ["xml", "csv", "masks"])
@@ -130,26 +161,40 @@ def test_voc_a_named_source_that_is_absent_is_refused(voc: Path, source: str) ->
         listing("voc", voc, labels_from=source)
 
 
-def test_voc_classes_from_file_and_configuration(voc: Path) -> None:
+@pytest.fixture
+def voc_terns(voc: Path) -> Path:
+    """With classes of its own."""
     text(voc / "cls_labels.csv", "id,labels\none,gull\ntwo,1\n")
     text(voc / "classes.txt", "background\ntern\ngull\n")
-    assert labels(listing("voc", voc)) == {"two": [1], "one": [2]}
-    assert listing("voc", voc, classes=["gull", "tern"]).classes == ["background", "gull", "tern"]
-    for content, message in (
-        ("tern\ngull\n", "line 1"),
-        ("background\n", "0 foreground"),
-        ("background\na\na", "once"),
-    ):
-        text(voc / "classes.txt", content)
-        with pytest.raises(DataError, match=message):
-            listing("voc", voc)
+    return voc
 
 
-def test_voc_a_missing_split_is_empty_and_an_id_stays_inside(voc: Path) -> None:
+def test_voc_classes_from_a_file(voc_terns: Path) -> None:
+    assert labels(listing("voc", voc_terns)) == {"two": [1], "one": [2]}
+
+
+def test_voc_classes_of_the_configuration_win(voc_terns: Path) -> None:
+    assert listing("voc", voc_terns, classes=["gull", "tern"]).classes == ["background", "gull", "tern"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("tern\ngull\n", "line 1"), ("background\n", "0 foreground"), ("background\na\na", "once")]
+)
+def test_voc_classes_that_cannot_be(voc_terns: Path, content: str, message: str) -> None:
+    text(voc_terns / "classes.txt", content)
+    with pytest.raises(DataError, match=message):
+        listing("voc", voc_terns)
+
+
+def test_voc_a_missing_split_is_empty(voc: Path) -> None:
     text(voc / "cls_labels.csv", "id,labels\none,1\n")
     found = listing("voc", voc, "test")
     assert found.items == []
     assert found.where.endswith("test.txt")
+
+
+def test_voc_an_id_stays_inside(voc: Path) -> None:
+    text(voc / "cls_labels.csv", "id,labels\none,1\n")
     text(voc / "ImageSets/Segmentation/train.txt", "../../etc/passwd\n")
     assert "leads out" in problems(listing("voc", voc))["../../etc/passwd"][0]
 
@@ -159,8 +204,16 @@ def test_a_root_that_does_not_exist(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.root.*nowhere") as caught:
         listing(dataset, tmp_path / "nowhere")
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("dataset", ["voc", "folder"])
+def test_a_root_that_is_not_set(dataset: str) -> None:
     with pytest.raises(DataError, match=r"data\.root"):
         DATASETS[dataset](DataSection(dataset=dataset), "train")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dataset", ["voc", "folder"])
+def test_a_root_without_pictures(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"JPEGImages|images"):
         listing(dataset, tmp_path)
 
@@ -243,15 +296,24 @@ def test_folder_doubled_ambiguous_and_malformed_rows(folder: Path) -> None:
     assert "tags.csv line 5: found 3 cells; allowed: 2" in found["e.jpeg"][0]
 
 
-def test_folder_splits_by_file_by_column_and_by_default(folder: Path) -> None:
+@pytest.fixture
+def folder_column(folder: Path) -> Path:
+    """With a column `split`."""
     rows = ("a,dog,train", "b.c,dog,val", "e,dog,train", "sub/deep/d.v2,dog,")
     text(folder / "tags.csv", "id,labels,split\n" + "\n".join(rows))
-    assert list(labels(listing("folder", folder))) == ["a.jpg", "e.jpeg"]
-    assert list(labels(listing("folder", folder, "val"))) == ["b.c.PNG"]
-    text(folder / "train.txt", "b.c\nunused\n")
-    found = listing("folder", folder)
+    return folder
+
+
+def test_folder_splits_by_column(folder_column: Path) -> None:
+    assert list(labels(listing("folder", folder_column))) == ["a.jpg", "e.jpeg"]
+    assert list(labels(listing("folder", folder_column, "val"))) == ["b.c.PNG"]
+
+
+def test_folder_a_list_wins_over_the_column(folder_column: Path) -> None:
+    text(folder_column / "train.txt", "b.c\nunused\n")
+    found = listing("folder", folder_column)
     assert labels(found) == {"b.c.PNG": [1], "unused.bmp": None}  # `prepare` refuses the second
-    assert list(labels(listing("folder", folder, "val"))) == ["b.c.PNG"]
+    assert list(labels(listing("folder", folder_column, "val"))) == ["b.c.PNG"]
 
 
 def test_folder_a_val_list_alone_keeps_its_images_out_of_training(folder: Path) -> None:
@@ -261,11 +323,18 @@ def test_folder_a_val_list_alone_keeps_its_images_out_of_training(folder: Path) 
     assert list(labels(listing("folder", folder, "val"))) == ["a.jpg"]
 
 
-def test_folder_without_tags(folder: Path) -> None:
+def test_folder_training_needs_tags(folder: Path) -> None:
     with pytest.raises(DataError, match=r"data\.tags"):
         listing("folder", folder)
+
+
+def test_folder_another_split_needs_no_tags(folder: Path) -> None:
     text(folder / "test.txt", "a\n")
     assert labels(listing("folder", folder, "test", classes=["dog"])) == {"a.jpg": None}
+
+
+def test_folder_without_tags_classes_must_be_named(folder: Path) -> None:
+    text(folder / "test.txt", "a\n")
     with pytest.raises(DataError, match="no tags to take class names from"):
         listing("folder", folder, "test")
 
@@ -305,7 +374,9 @@ def test_stems() -> None:
     assert {name: stem_of(name) for name in names} == names
 
 
-def test_tuning_ids_mean_what_the_tags_say(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture
+def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """tuned(*ids) -> the keys that they mean, of a prepared folder."""
     for name in ("a.v1.jpg", "sub/b.png", "c.jpg"):
         picture(folder / "images" / name)
     text(folder / "tags.csv", "image,labels\na.v1.jpg,cat\n./sub/b.png,dog\nc,cat\n")
@@ -317,7 +388,14 @@ def test_tuning_ids_mean_what_the_tags_say(folder: Path, tmp_path_factory: pytes
         prepare(config)
         return tuning_keys(config, load_index(images_dir(config, "train")))
 
+    return keys
+
+
+def test_tuning_ids_mean_what_the_tags_say(tuned) -> None:
     wanted = {"a%2Ev1", "sub%2Fb"}
-    assert keys("a.v1.jpg", "sub/b.png") == keys("a.v1", "sub/b") == keys("./a.v1.jpg", "sub\\b.png") == wanted
+    assert tuned("a.v1.jpg", "sub/b.png") == tuned("a.v1", "sub/b") == tuned("./a.v1.jpg", "sub\\b.png") == wanted
+
+
+def test_unknown_tuning_ids_are_all_named(tuned) -> None:
     with pytest.raises(DataError, match=r"(?s)`data\.tuning_ids`.*2 problems.*'a\.v2'.*'d'"):
-        keys("c", "a.v2", "d")
+        tuned("c", "a.v2", "d")

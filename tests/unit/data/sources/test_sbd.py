@@ -178,15 +178,27 @@ def test_lists_of_the_official_lengths_give_10582(
             listing(voc, sbd)
 
 
-def test_what_train_aug_needs(trees: tuple[Path, Path]) -> None:
-    voc, sbd = trees
+def test_train_aug_needs_the_sbd_release(trees: tuple[Path, Path]) -> None:
+    voc, _ = trees
     with pytest.raises(DataError, match=r"needs `data\.sbd`: it is not set"):
         listing(voc, None)
+
+
+def test_a_folder_that_is_no_sbd_release_is_refused(trees: tuple[Path, Path]) -> None:
+    voc, _ = trees
     with pytest.raises(DataError, match=r"found no cls/ and train\.txt in .*VOC2012"):
         listing(voc, voc)
-    lines(voc / "ImageSets/Segmentation/train_aug.txt", ["sbd_one"])  # a user's own list
+
+
+def test_a_list_of_ones_own_is_used_where_sbd_is_not_set(trees: tuple[Path, Path]) -> None:
+    voc, sbd = trees
+    lines(voc / "ImageSets/Segmentation/train_aug.txt", ["sbd_one"])
     assert [item.name for item in listing(voc, None).items] == ["sbd_one"]
     assert len(listing(voc, sbd).items) == 4  # derived
+
+
+def test_a_missing_list_of_sbd_is_named(trees: tuple[Path, Path]) -> None:
+    voc, sbd = trees
     (sbd / "val.txt").unlink()
     with pytest.raises(DataError, match=r"val\.txt: cannot be read"):
         listing(voc, sbd)
@@ -200,13 +212,22 @@ def test_masks_that_cannot_be_used_are_named(trees: tuple[Path, Path], tmp_path:
         prepare(settings(voc, sbd, tmp_path))
     assert "sbd_one: mask: found 6 x 9 pixels; allowed: 9 x 6" in str(caught.value)
     assert "no SBD mask" in str(caught.value)
-    save_mat(sbd / "cls/sbd_two.mat", np.full(SIZE, 0.5))
+
+
+def test_a_mask_of_other_numbers_is_refused(tmp_path: Path) -> None:
+    save_mat(tmp_path / "a.mat", np.full(SIZE, 0.5))
     with pytest.raises(DataError, match=r"found GTcls\.Segmentation float64\[6, 9\]"):
-        MatMask(sbd / "cls/sbd_two.mat").draw()
-    savemat(sbd / "cls/sbd_two.mat", {"GTinst": {"Segmentation": np.zeros(SIZE)}})
+        MatMask(tmp_path / "a.mat").draw()
+
+
+def test_a_file_of_another_struct_is_no_mask(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": np.zeros(SIZE)}})
     with pytest.raises(DataError, match="no SBD mask"):
-        MatMask(sbd / "cls/sbd_two.mat").draw()
-    whole = (sbd / "cls/both.mat").read_bytes()
-    (sbd / "cls/sbd_two.mat").write_bytes(whole[:-20])
+        MatMask(tmp_path / "a.mat").draw()
+
+
+def test_a_file_cut_short_is_no_mask(tmp_path: Path) -> None:
+    save_mat(tmp_path / "a.mat", sbd_mask("both"))
+    (tmp_path / "a.mat").write_bytes((tmp_path / "a.mat").read_bytes()[:-20])
     with pytest.raises(DataError, match="no SBD mask"):
-        MatMask(sbd / "cls/sbd_two.mat").draw()
+        MatMask(tmp_path / "a.mat").draw()

@@ -39,17 +39,22 @@ def test_an_image_depends_on_seed_split_and_number_but_not_on_the_count() -> Non
     assert len({item.name for item in [*many, *val]}) == 10
 
 
-def test_counts_sizes_and_an_unknown_split() -> None:
+def test_what_the_listing_says_of_itself() -> None:
     listing = DATASETS["shapes"](data(train=3, val=0), "train")
-    assert listing.classes == CLASSES
-    assert listing.labels_from == "generated"
-    for item in listing.items:
+    assert (len(listing.items), listing.classes, listing.labels_from) == (3, CLASSES, "generated")
+
+
+def test_images_and_masks_have_the_size_asked_for() -> None:
+    for item in DATASETS["shapes"](data(train=3, val=0), "train").items:
         assert isinstance(item.image, bytes)
         assert isinstance(item.mask, bytes)
         assert decode_image(item.image, item.name).shape == (48, 48, 3)
         assert decode_mask(item.mask, item.name).shape == (48, 48)
-    assert DATASETS["shapes"](data(train=3, val=0), "val").items == []
-    assert DATASETS["shapes"](data(train=3, val=0), "test").items == []
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_of_no_images_and_an_unknown_one_are_empty(split: str) -> None:
+    assert DATASETS["shapes"](data(train=3, val=0), split).items == []
 
 
 def test_keys_that_mean_nothing_here_are_refused() -> None:
@@ -75,9 +80,12 @@ def test_every_object_has_a_badge_that_is_a_small_part_of_it(scenes: list[Scene]
     assert np.mean(shares) < 0.25
 
 
-def test_several_classes_share_an_image_and_all_classes_are_common(scenes: list[Scene]) -> None:
+def test_several_classes_share_an_image(scenes: list[Scene]) -> None:
     counts = np.bincount([len(scene.labels) for scene in scenes], minlength=4)
     assert counts[2] + counts[3] > 0.4 * len(scenes)
+
+
+def test_all_classes_are_common(scenes: list[Scene]) -> None:
     of_class = np.bincount([label for scene in scenes for label in scene.labels], minlength=len(CLASSES))
     assert of_class[1:].min() > 0.15 * len(scenes)
 
@@ -89,15 +97,18 @@ def test_boats_come_with_waves(scenes: list[Scene]) -> None:
     assert np.mean(without) < 0.13
 
 
-def test_bodies_stand_out_and_backgrounds_are_textured(scenes: list[Scene]) -> None:
-    contrast, texture = [], []
+def test_bodies_stand_out(scenes: list[Scene]) -> None:
+    contrast = []
     for scene in scenes:
         image = scene.image.astype(float)
-        texture.append(image[scene.mask == 0].std(axis=0).mean())
         for label in scene.labels:
             body = image[(scene.mask == label) & ~scene.badges].mean(axis=0)
             contrast.append(np.abs(body - image[scene.mask == 0].mean(axis=0)).max())
     assert np.percentile(contrast, 5) > 30
+
+
+def test_backgrounds_are_textured(scenes: list[Scene]) -> None:
+    texture = [scene.image.astype(float)[scene.mask == 0].std(axis=0).mean() for scene in scenes]
     assert np.percentile(texture, 5) > 10
 
 

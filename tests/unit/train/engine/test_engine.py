@@ -17,7 +17,6 @@ from distwsss.config.hardware import HardwareSection
 from distwsss.data.batches.loader import split_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
-from distwsss.runtime import ranks
 from distwsss.train.engine import accelerate as engine
 from distwsss.train.engine.accelerate import deepspeed_file, make_accelerator
 from distwsss.train.engine.zero_config import deepspeed_config
@@ -47,19 +46,6 @@ def environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
-
-
-def test_without_a_launcher_there_is_one_rank(environment) -> None:
-    ranks.check_launched()
-    assert (ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.is_launched()) == (0, 1, 0, False)
-
-
-@pytest.mark.parametrize("missing", sorted(LAUNCH))
-def test_a_partly_set_environment_is_an_error(environment, missing: str) -> None:
-    environment(**{name: value for name, value in LAUNCH.items() if name != missing})
-    with pytest.raises(LaunchError, match=rf"found .*=.*, but no {missing}; allowed: all of them or none") as caught:
-        ranks.check_launched()
-    assert all(f"{name}={LAUNCH[name]}" in str(caught.value) for name in LAUNCH if name != missing)
 
 
 def test_what_contradicts_accelerates_environment_is_listed(environment, tmp_path: Path) -> None:
