@@ -1,11 +1,13 @@
 """DeepLab heads on any backbone: LargeFOV (DeepLab-V1) and summed ASPP (DeepLab-V2). Built through `segmenters`.
 
-This is the lineage `plain`; `deeplab_classic` and `deeplab_codebase` are DeepLab as two public codebases have it.
+This is the lineage `plain`; `deeplab_classic` and `deeplab_codebase` are DeepLab as two public codebases have it, the
+latter this network with heads of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -46,23 +48,38 @@ class ASPP(nn.Module):
         return sum(branch(features) for branch in self.branches)
 
 
+# name -> constructor, called as heads[name](channels of the features, classes, width, dropout)
+Heads: TypeAlias = dict[str, Callable[[int, int, int, float], nn.Module]]
+HEADS: Heads = {
+    "largefov": LargeFOV,
+    "aspp": lambda inside, classes, width, dropout: ASPP(inside, classes, dropout),  # nothing hidden in it
+}
+
+
 class DeepLab(nn.Module):
-    """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background."""
+    """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background.
+
+    A lineage that differs in its heads gives its `kind` of `SEGMENTERS`, the heads and how its logits are resized.
+    """
 
     def __init__(
-        self, backbone: BackboneSection, classes: list[str], head: str, head_channels: int, head_dropout: float
+        self,
+        backbone: BackboneSection,
+        classes: list[str],
+        head: str,
+        head_channels: int,
+        head_dropout: float,
+        kind: str = "deeplab",
+        heads: Heads = HEADS,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone)
         self.classes = list(classes)
         self.options = {"head": head, "head_channels": head_channels, "head_dropout": head_dropout}
-        if head == "aspp":
-            self.head: nn.Module = ASPP(self.backbone.channels, len(classes), head_dropout)
-        else:
-            self.head = LargeFOV(self.backbone.channels, len(classes), head_channels, head_dropout)
+        self.head = heads[head](self.backbone.channels, len(classes), head_channels, head_dropout)
         self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
-
-    align_corners = False
+        self.kind, self.align_corners = kind, align_corners
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
@@ -82,4 +99,4 @@ class DeepLab(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """What `models.export` needs to build this network again."""
         section = self.backbone.section.model_dump()
-        return {"kind": "deeplab", "backbone": section, "classes": self.classes, **self.options}
+        return {"kind": self.kind, "backbone": section, "classes": self.classes, **self.options}

@@ -13,7 +13,6 @@ both, its scales and shifts not trained either. Built through `segmenters`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.networks import BackboneSection
-from distwsss.models.backbones.build import Backbone, group_norms
-from distwsss.models.deeplab import ASPP_RATES
+from distwsss.models.backbones.build import group_norms
+from distwsss.models.deeplab import ASPP_RATES, DeepLab, Heads
 
 WIDTHS = {"largefov": 512, "aspp": 256}
 
@@ -79,52 +78,26 @@ class PooledASPP(nn.Module):
         return self.classifier(self.dropout(self.project(joined)))
 
 
-class CodebaseDeepLab(nn.Module):
-    """images B,3,H,W (normalised) -> logits B,K,H/stride,W/stride; K counts background.
+def codebase_deeplab(
+    backbone: BackboneSection, classes: list[str], head: str, head_channels: int, head_dropout: float
+) -> DeepLab:
+    """A DeepLab with these heads, no BatchNorm of it trained.
 
     With `resnet101s`, 21 classes and the published widths 52,336,085 parameters (largefov) or 62,358,741 (aspp).
     """
-
-    align_corners = True
-
-    def __init__(
-        self, backbone: BackboneSection, classes: list[str], head: str, head_channels: int, head_dropout: float
-    ) -> None:
-        super().__init__()
-        self.backbone = Backbone(backbone)
-        self.classes = list(classes)
-        self.options = {"head": head, "head_channels": head_channels, "head_dropout": head_dropout}
-        make = PooledASPP if head == "aspp" else LargeFOV
-        self.head: nn.Module = make(self.backbone.channels, len(classes), head_channels, head_dropout)
-        for module in self.head.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if backbone.norm == "group":
-            group_norms(self.head)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm | nn.GroupNorm):
-                if not backbone.pretrained:  # timm starts some at 0, where they would now stay
-                    nn.init.ones_(module.weight)
-                module.weight.requires_grad_(False)
-                module.bias.requires_grad_(False)
-        self.mean, self.std, self.stride = self.backbone.mean, self.backbone.std, self.backbone.stride
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
-
-    def training_outputs(self, images: Tensor) -> list[Tensor]:
-        """Logits the loss is summed over (one here)."""
-        return [self(images)]
-
-    def loss_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """The size at which each of them meets the labels: the labels' own."""
-        return [(height, width)]
-
-    def checkpoint_activations(self) -> None:
-        """Recompute the backbone's blocks in backward rather than keep what they computed."""
-        self.backbone.checkpoint_activations()
-
-    def architecture(self) -> dict[str, Any]:
-        """What `models.export` needs to build this network again."""
-        section = self.backbone.section.model_dump()
-        return {"kind": "deeplab_codebase", "backbone": section, "classes": self.classes, **self.options}
+    heads: Heads = {"largefov": LargeFOV, "aspp": PooledASPP}
+    model = DeepLab(
+        backbone, classes, head, head_channels, head_dropout, kind="deeplab_codebase", heads=heads, align_corners=True
+    )
+    for module in model.head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if backbone.norm == "group":
+        group_norms(model.head)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm | nn.GroupNorm):
+            if not backbone.pretrained:  # timm starts some at 0, where they would now stay
+                nn.init.ones_(module.weight)
+            module.weight.requires_grad_(False)
+            module.bias.requires_grad_(False)
+    return model

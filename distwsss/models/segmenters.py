@@ -20,7 +20,7 @@ from distwsss.config.networks import BackboneSection
 from distwsss.config.stages import TrainSection
 from distwsss.models.deeplab import DeepLab
 from distwsss.models.deeplab_classic import ClassicDeepLab
-from distwsss.models.deeplab_codebase import WIDTHS, CodebaseDeepLab
+from distwsss.models.deeplab_codebase import WIDTHS, codebase_deeplab
 from distwsss.models.mask2former import Mask2Former
 from distwsss.models.segformer import SegFormer
 from distwsss.models.weights.network import load_network
@@ -29,7 +29,7 @@ from distwsss.models.weights.network import load_network
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
     "deeplab": DeepLab,
     "deeplab_classic": ClassicDeepLab,
-    "deeplab_codebase": CodebaseDeepLab,
+    "deeplab_codebase": codebase_deeplab,
     "segformer": SegFormer,
     "mask2former": Mask2Former,
 }

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from distwsss.config.load import check_config
-from distwsss.config.networks import BackboneSection
-from distwsss.errors import CheckpointError, ConfigError
-from distwsss.inference.segmenter import Segmenter, checkpoint_folder
 from distwsss.inference.views import Views, predict_probabilities
-from distwsss.models.classifier import Classifier
-from distwsss.models.export import save_pretrained
-from distwsss.runtime.device import pick_device
-from helpers.evaluation_run import flip_a_bit, make_config, write_segmenter
-
-CLASSES = ["background", "cat", "dog"]
 
 
 class Toy(nn.Module):
@@ -115,50 +104,3 @@ def test_one_pixel_image_and_tiny_scale() -> None:
     found = predict_probabilities(Toy().eval(), picture(1, 2), Views((0.1, 1.0), True))
     assert found.shape == (4, 1, 2)
     assert torch.isfinite(found).all()
-
-
-def test_checkpoint_folder_follows_the_pointer(tmp_path: Path) -> None:
-    tree = {"name": "x", "data": {"dataset": "shapes"}, "paths": {"run": str(tmp_path)}}
-    config = check_config({**tree, "evaluate": {"checkpoint": "BEST"}, "train": {"evaluate_every": "50%"}})
-    with pytest.raises(CheckpointError, match=r"BEST.*distwsss train"):
-        checkpoint_folder(config)
-    folder = write_segmenter(config)
-    (folder.parent / "BEST").write_text("step-00000010\n")
-    assert checkpoint_folder(config) == folder
-    assert checkpoint_folder(make_config(tmp_path / "other"), folder) == folder
-
-
-@pytest.mark.parametrize("given", [True, False], ids=["--checkpoint", "LAST"])
-def test_a_checkpoint_that_does_not_verify_is_refused(given: bool, tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    folder = write_segmenter(config)
-    flip_a_bit(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: sha256 differs"):
-        checkpoint_folder(config, folder if given else None)
-    (folder / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match=r"MANIFEST\.json: missing"):
-        checkpoint_folder(config, folder if given else None)
-
-
-def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    weights = write_segmenter(config) / "model.safetensors"
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: a file; allowed: .* a checkpoint folder"):
-        checkpoint_folder(config, weights)
-    with pytest.raises(CheckpointError, match=r"absent: no such folder; allowed: .* a checkpoint folder"):
-        checkpoint_folder(config, tmp_path / "absent")
-
-
-def test_a_classifier_is_refused(tmp_path: Path) -> None:
-    backbone = BackboneSection(name="tiny", pretrained=False, output_stride=8)
-    save_pretrained(Classifier(backbone, CLASSES, 0.1), tmp_path)
-    with pytest.raises(CheckpointError, match="holds a classifier; allowed: a segmenter"):
-        Segmenter.from_pretrained(tmp_path)
-
-
-def test_cuda_asked_for_but_absent() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(ConfigError, match=r"hardware\.device"):
-        pick_device("cuda")
-    assert pick_device("auto").type == "cpu"

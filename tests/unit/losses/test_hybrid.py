@@ -76,22 +76,43 @@ def test_gradient_of_the_positive_loss_is_w_times_eq_7_over_tau(temperature):
             torch.testing.assert_close(expected, weight * eq_7(z, y))
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_values_against_the_equations(temperature):
-    logits, labels, mask = random_case()
+def chosen(logits, labels, mask, temperature):
+    """p and p* of the labels in `mask`."""
     z = logits.detach().movedim(1, -1)[mask]
     y = labels[mask][:, None]
     p = softmax(z, 1)
     p_star = p if temperature is None else softmax(z / (temperature * z.norm(dim=1, keepdim=True)), 1)
-    chosen, chosen_star = p.gather(1, y), p_star.gather(1, y)
-    positive, count = positive_loss(logits, labels, mask, temperature=temperature)
-    torch.testing.assert_close(positive, -(adjustment(chosen) * chosen_star.log()).sum())
-    negative, same = negative_loss(logits, labels, mask, temperature=temperature)
-    torch.testing.assert_close(negative, -((1 - chosen) * (1 - chosen_star).log()).sum())
-    assert count.dtype == same.dtype == torch.int64
-    assert int(count) == int(same) == int(mask.sum())
-    entropy, _ = cross_entropy_term(logits, labels, mask)
-    torch.testing.assert_close(entropy, -chosen.log().sum())
+    return p.gather(1, y), p_star.gather(1, y)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_the_positive_loss_is_its_equation(temperature):
+    case = random_case()
+    p, p_star = chosen(*case, temperature)
+    found, _ = positive_loss(*case, temperature=temperature)
+    torch.testing.assert_close(found, -(adjustment(p) * p_star.log()).sum())
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_the_negative_loss_is_its_equation(temperature):
+    case = random_case()
+    p, p_star = chosen(*case, temperature)
+    found, _ = negative_loss(*case, temperature=temperature)
+    torch.testing.assert_close(found, -((1 - p) * (1 - p_star).log()).sum())
+
+
+def test_cross_entropy_is_its_equation():
+    case = random_case()
+    p, _ = chosen(*case, None)
+    torch.testing.assert_close(cross_entropy_term(*case)[0], -p.log().sum())
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_pixels_of_the_mask_are_counted(loss, temperature):
+    logits, labels, mask = random_case()
+    _, count = loss(logits, labels, mask, temperature=temperature)
+    assert (int(count), count.dtype) == (int(mask.sum()), torch.int64)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1])
@@ -274,17 +295,31 @@ def test_complements_of_labels_that_are_no_class():
     drawn = sample_complements(torch.full((500,), 255, dtype=torch.uint8), 4)
     assert ((drawn >= 0) & (drawn < 4)).all()
     assert sample_complements(torch.full((500,), 4), 4).max() < 4
+
+
+def test_of_two_classes_the_complement_is_the_other():
     assert set(sample_complements(torch.zeros(50, dtype=torch.uint8), 2).tolist()) == {1}
 
 
-def test_wrong_shapes_and_arguments_are_refused():
+def test_labels_of_another_size_are_refused():
     logits, labels, mask = random_case()
     with pytest.raises(ValueError, match="upsample"):
         positive_loss(logits, labels[:, ::2], mask[:, ::2])
+
+
+def test_a_mask_of_numbers_is_refused():
+    logits, labels, mask = random_case()
     with pytest.raises(ValueError, match=r"torch\.bool"):
         positive_loss(logits, labels, mask.to(torch.uint8))
+
+
+def test_a_temperature_of_0_is_refused():
     with pytest.raises(ValueError, match="temperature"):
-        positive_loss(logits, labels, mask, temperature=0.0)
+        positive_loss(*random_case(), temperature=0.0)
+
+
+def test_one_class_has_no_complement():
+    logits, labels, mask = random_case()
     with pytest.raises(ValueError, match="at least 2"):
         negative_loss(logits[:, :1], labels, mask)
     with pytest.raises(ValueError, match="at least 2"):

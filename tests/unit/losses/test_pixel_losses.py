@@ -204,17 +204,24 @@ def test_activation_checkpointing(reentrant):
     assert_same(lambda x: checkpoint(loss, x, use_reentrant=reentrant), loss, features)
 
 
-def test_backward_twice_and_logits_used_twice():
+def test_a_second_backward_gives_the_same():
+    logits, labels, clean, complements = case()
+    leaf = logits.requires_grad_()
+    value = hybrid_loss(leaf, labels, clean, complements=complements).value
+    (once,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    (again,) = torch.autograd.grad(value, leaf)
+    assert torch.equal(once, again)
+
+
+def test_two_losses_of_the_same_logits_add_up():
     logits, labels, clean, _ = case()
     leaf = logits.requires_grad_()
     valid = labels != 255
     both = positive_loss(leaf, labels, valid)[0] + positive_loss(leaf, labels, valid & clean, temperature=None)[0]
-    (once,) = torch.autograd.grad(both, leaf, retain_graph=True)
-    (again,) = torch.autograd.grad(both, leaf)
-    assert torch.equal(once, again)
+    (found,) = torch.autograd.grad(both, leaf)
     first = torch.autograd.grad(positive_loss(leaf, labels, valid)[0], leaf)[0]
     second = torch.autograd.grad(positive_loss(leaf, labels, valid & clean, temperature=None)[0], leaf)[0]
-    torch.testing.assert_close(once, first + second)
+    torch.testing.assert_close(found, first + second)
 
 
 def test_second_derivatives_are_refused():
@@ -271,6 +278,16 @@ def test_backward_keeps_nothing_of_the_size_of_the_logits(tau):
     kept, _ = kept_for_backward(loss, leaf)
     assert kept < 0.12 * leaf.nbytes
     assert kept_for_backward(lambda z: cross_entropy(z, complements.long()), leaf)[0] >= leaf.nbytes
+
+
+@pytest.mark.parametrize("tau", TEMPERATURES)
+def test_without_gradients_the_value_is_the_same_and_nothing_is_kept(tau):
+    logits, labels, clean, complements = case((1, 81, 40, 40))
+
+    def loss(z):
+        return hybrid_loss(z, labels, clean, complements=complements, temperature=tau).value
+
+    leaf = logits.float().requires_grad_()
     with torch.no_grad():
         kept, value = kept_for_backward(loss, leaf)
     assert kept == 0

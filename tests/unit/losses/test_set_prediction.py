@@ -184,47 +184,75 @@ def test_half_precision_is_summed_in_float32() -> None:
                                                   labels, clean, SIZES), rtol=1e-5)  # fmt: skip
 
 
-def test_points_are_the_uncertain_ones_and_others_none_twice() -> None:
+class TestPoints:
     """200 pixels, 40 points: with all pixels drawn, 30 are those nearest to 0; the other 10 fall anywhere else."""
-    torch.manual_seed(0)
-    masks = torch.randn(300, 1, 200)
-    grid = torch.stack([2 * (torch.arange(200) + 0.5) / 200 - 1, torch.zeros(200)], -1)
-    sizes = Mask2FormerSection(points=40, oversample=5.0, importance=0.75)
-    points = uncertain_points(masks, grid, sizes)
-    assert points.shape == (300, 40)
-    assert all(len(row.unique()) == 40 for row in points)
-    nearest = masks[:, 0].abs().argsort(dim=1)[:, :30]
-    assert all(set(row.tolist()) <= set(taken.tolist()) for row, taken in zip(nearest, points, strict=True))
-    rank = masks[:, 0].abs().argsort(dim=1).argsort(dim=1).gather(1, points)
-    others = rank[rank >= 30].double()
-    assert len(others) == 300 * 10
-    assert abs(float(others.mean()) - 114.5) < 4  # uniform over ranks 30..199: standard error 0.9
-    few = uncertain_points(masks, grid, sizes.model_copy(update={"oversample": 1.0, "importance": 0.0}))
-    assert abs(float(few.double().mean()) - 99.5) < 3
+
+    @pytest.fixture
+    def masks(self) -> Tensor:
+        torch.manual_seed(0)
+        return torch.randn(300, 1, 200)
+
+    def points(self, masks: Tensor, oversample: float = 5.0, importance: float = 0.75) -> Tensor:
+        grid = torch.stack([2 * (torch.arange(200) + 0.5) / 200 - 1, torch.zeros(200)], -1)
+        sizes = Mask2FormerSection(points=40, oversample=oversample, importance=importance)
+        return uncertain_points(masks, grid, sizes)
+
+    def test_none_is_taken_twice(self, masks: Tensor) -> None:
+        points = self.points(masks)
+        assert points.shape == (300, 40)
+        assert all(len(row.unique()) == 40 for row in points)
+
+    def test_the_uncertain_ones_are_among_them(self, masks: Tensor) -> None:
+        nearest = masks[:, 0].abs().argsort(dim=1)[:, :30]
+        pairs = zip(nearest, self.points(masks), strict=True)
+        assert all(set(row.tolist()) <= set(taken.tolist()) for row, taken in pairs)
+
+    def test_the_others_are_drawn_uniformly(self, masks: Tensor) -> None:
+        rank = masks[:, 0].abs().argsort(dim=1).argsort(dim=1).gather(1, self.points(masks))
+        others = rank[rank >= 30].double()
+        assert len(others) == 300 * 10
+        assert abs(float(others.mean()) - 114.5) < 4  # uniform over ranks 30..199: standard error 0.9
+
+    def test_without_importance_all_are_drawn_uniformly(self, masks: Tensor) -> None:
+        few = self.points(masks, oversample=1.0, importance=0.0)
+        assert abs(float(few.double().mean()) - 99.5) < 3
 
 
-def test_terms_are_the_pixels_then_the_sets() -> None:
-    """Weights, counts and sums in the loop's order; clean pixels only for the hybrid loss."""
+def with_sets(loss: str = "hybrid", **sizes: float) -> TrainSection:
     backbone = BackboneSection(name="swin_tiny", pretrained=False)
-    sizes = Mask2FormerSection(queries=6, set_loss=0.5, class_weight=3.0)
+    return TrainSection(model="mask2former", backbone=backbone, mask2former=Mask2FormerSection(**sizes), loss=loss)
+
+
+@pytest.fixture
+def bare() -> torch.nn.Module:
+    """What `segmenter_terms` asks of a network."""
+    model = torch.nn.Module()
+    model.loss_sizes, model.align_corners = lambda height, width: [(height, width)], False
+    return model
+
+
+@pytest.mark.parametrize(("loss", "clean_only"), [("hybrid", True), ("positive", False), ("cross_entropy", False)])
+def test_terms_are_the_pixels_then_the_sets(loss: str, clean_only: bool, bare: torch.nn.Module) -> None:
+    """Weights, counts and sums in the loop's order; clean pixels only for the hybrid loss."""
+    section = with_sets(loss, queries=6, set_loss=0.5, class_weight=3.0)
+    sizes = section.mask2former
     labels, clean = random_labels(2, 8)
     labels[0, 0] = 255
     batch = Batch([], torch.empty(0), labels=labels, clean=clean, complements=torch.zeros_like(labels))
     logits, layers = torch.randn(2, CLASSES, 8, 8), random_layers(2, 8)
-    model = torch.nn.Module()
-    model.loss_sizes, model.align_corners = lambda height, width: [(height, width)], False
     valid = labels != 255
-    for loss, mask in (("hybrid", valid & clean), ("positive", valid), ("cross_entropy", valid)):
-        section = TrainSection(model="mask2former", backbone=backbone, mask2former=sizes, loss=loss)
-        terms = segmenter_terms(section, model)
-        assert terms.weights == (1.0, 1.5, 2.5, 2.5)
-        classes, masks = set_counts(labels, mask, sizes)
-        assert terms.counts(batch) == [int(valid.sum()), classes, masks, masks]
-        sums, parts = terms.sums(SetOutputs([logits], layers), batch)
-        assert torch.equal(sums[1:], set_sums(layers, labels, mask, sizes))
-        on_sets = {name: parts.pop(name) for name in ("set_class", "set_mask", "set_dice")}
-        assert [float(part.detach()) for part, _ in on_sets.values()] == sums[1:].tolist()
-        assert [count for _, count in on_sets.values()] == terms.counts(batch)[1:]
-        assert torch.allclose(sums[0], sum(part for part, _ in parts.values()).to(sums))
-    without = TrainSection(model="mask2former", backbone=backbone, mask2former=Mask2FormerSection(set_loss=0.0))
-    assert segmenter_terms(without, model).weights == (1.0,)
+    mask = valid & clean if clean_only else valid
+    terms = segmenter_terms(section, bare)
+    assert terms.weights == (1.0, 1.5, 2.5, 2.5)
+    classes, masks = set_counts(labels, mask, sizes)
+    assert terms.counts(batch) == [int(valid.sum()), classes, masks, masks]
+    sums, parts = terms.sums(SetOutputs([logits], layers), batch)
+    assert torch.equal(sums[1:], set_sums(layers, labels, mask, sizes))
+    on_sets = {name: parts.pop(name) for name in ("set_class", "set_mask", "set_dice")}
+    assert [float(part.detach()) for part, _ in on_sets.values()] == sums[1:].tolist()
+    assert [count for _, count in on_sets.values()] == terms.counts(batch)[1:]
+    assert torch.allclose(sums[0], sum(part for part, _ in parts.values()).to(sums))
+
+
+def test_a_set_loss_of_0_leaves_the_pixels_alone(bare: torch.nn.Module) -> None:
+    assert segmenter_terms(with_sets(set_loss=0.0), bare).weights == (1.0,)

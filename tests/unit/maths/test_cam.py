@@ -95,15 +95,23 @@ def test_full_size_is_bilinear_then_over_the_maximum():
     assert 0 <= full.min() <= full.max() < 1
 
 
-def test_background_and_softmax():
-    cam = np.array([[[0.0, 0.5, 1.0]], [[0.0, 0.25, 0.5]]], np.float32)
-    np.testing.assert_allclose(background(cam, 2.0), [[1.0, 0.25, 0.0]])
-    maps = np.concatenate([background(cam, 2.0)[None], cam])
-    softmax = torch.from_numpy(maps).softmax(0).numpy()
-    np.testing.assert_allclose(probabilities(cam, 2.0, "softmax"), softmax, atol=1e-6)
-    np.testing.assert_allclose(probabilities(cam, 2.0, "sum"), maps / maps.sum(0), atol=1e-6)
+NORMALISED = np.array([[[0.0, 0.5, 1.0]], [[0.0, 0.25, 0.5]]], np.float32)  # CAMs of two classes
+
+
+def test_background_is_one_minus_the_maximum_to_the_power_of_alpha():
+    np.testing.assert_allclose(background(NORMALISED, 2.0), [[1.0, 0.25, 0.0]])
+
+
+@pytest.mark.parametrize("normalise", ["softmax", "sum"])
+def test_probabilities_are_of_background_and_maps(normalise):
+    maps = np.concatenate([[[[1.0, 0.25, 0.0]]], NORMALISED])
+    expected = {"softmax": torch.from_numpy(maps).softmax(0).numpy(), "sum": maps / maps.sum(0)}
+    np.testing.assert_allclose(probabilities(NORMALISED, 2.0, normalise), expected[normalise], atol=1e-6)
+
+
+def test_another_way_to_normalise_is_refused():
     with pytest.raises(ValueError, match="normalise"):
-        probabilities(cam, 2.0, "max")
+        probabilities(NORMALISED, 2.0, "max")
 
 
 @pytest.mark.parametrize("normalise", ["softmax", "sum"])

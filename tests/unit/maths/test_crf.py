@@ -138,12 +138,16 @@ def test_energies_so_far_apart_that_a_seed_underflows(compat):
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
-def test_marginals_sum_to_one_and_inputs_are_unchanged():
+def test_marginals_sum_to_one():
+    found = refine(photograph(0, 20, 31), distributions(0, (3, 3, 20, 31), 2.0), CRFParams())
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_inputs_are_unchanged():
     image, probabilities = photograph(0, 20, 31), distributions(0, (3, 3, 20, 31), 2.0)
     image.flags.writeable = probabilities.flags.writeable = False
     before = image.copy(), probabilities.copy()
     found = refine(image, probabilities, CRFParams())
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(probabilities, before[1])
     assert not np.shares_memory(found, probabilities)
@@ -165,8 +169,11 @@ def test_one_pixel():
     same(refine(image, probabilities, CRFParams()), separate(image, probabilities, CRFParams()))
 
 
-def test_wrong_shapes_are_refused():
+def test_probabilities_of_another_size_are_refused():
     with pytest.raises(ValueError, match="probabilities"):
         refine(photograph(0, 5, 6), np.ones((2, 2, 6, 5), np.float32), CRFParams())
+
+
+def test_an_image_without_colours_is_refused():
     with pytest.raises(ValueError, match="image"):
         refine(np.zeros((5, 6), np.uint8), np.ones((2, 2, 5, 6), np.float32), CRFParams())

@@ -34,7 +34,10 @@ def test_absent_classes_are_skipped():
     nan = math.nan
     assert select_seeds({"a": [nan, 0.1], "b": [nan, 0.2]}) == ["b"]
     assert select_seeds({"a": [nan, 0.3], "b": [0.0, 0.2]}) == ["a", "b"]
-    assert select_seeds({"a": [nan]}) == []
+
+
+def test_without_a_value_no_seed_is_selected():
+    assert select_seeds({"a": [math.nan]}) == []
     assert select_seeds({}) == []
 
 

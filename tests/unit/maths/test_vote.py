@@ -86,9 +86,12 @@ def test_abstentions():
     assert one([255, 255, 6], [1, 1, 0]) == (6, 1)
 
 
-def test_wrong_arguments_are_refused():
-    for seeds in (np.zeros((0, 2, 2), np.uint8), np.zeros((2, 2), np.uint8), np.zeros((1, 2, 2), np.int64)):
-        with pytest.raises(ValueError, match="uint8"):
-            vote(seeds)
+@pytest.mark.parametrize(("shape", "dtype"), [((0, 2, 2), np.uint8), ((2, 2), np.uint8), ((1, 2, 2), np.int64)])
+def test_seeds_that_are_none_are_refused(shape, dtype):
+    with pytest.raises(ValueError, match="uint8"):
+        vote(np.zeros(shape, dtype))
+
+
+def test_scores_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="scores"):
         vote(np.zeros((2, 2, 2), np.uint8), np.zeros((1, 2, 2), np.float32))

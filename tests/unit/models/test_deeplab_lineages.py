@@ -17,8 +17,9 @@ from distwsss.config.stages import TrainSection
 from distwsss.config.training import OptimSection
 from distwsss.models.backbones.build import Backbone, normalise
 from distwsss.models.backbones.resnet_caffe import CaffeResNet101
+from distwsss.models.deeplab import DeepLab
 from distwsss.models.deeplab_classic import ClassicDeepLab
-from distwsss.models.deeplab_codebase import CodebaseDeepLab, Norm
+from distwsss.models.deeplab_codebase import Norm, codebase_deeplab
 from distwsss.models.export import from_pretrained, save_pretrained
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.optim import parameter_groups
@@ -40,6 +41,7 @@ SMALL = BackboneSection(name="resnet18", pretrained=False, output_stride=8, norm
 RATES = (6, 12, 18, 24)
 # torchvision's count for its resnet101, less its classification layer
 BODY = ResNet101_Weights.IMAGENET1K_V1.meta["num_params"] - (2048 * 1000 + 1000)
+STEM = 123_776  # more in a deep one: three 3x3 and their BatchNorms for the 7x7 and its own, 128 channels into layer1.0
 
 
 def norm(name: str, width: int) -> Shapes:
@@ -63,7 +65,7 @@ def head_shapes(head: str) -> Shapes:
     return shapes | {"classifier.weight": (21, 256, 1, 1), "classifier.bias": (21,)}
 
 
-def codebase(head: str) -> CodebaseDeepLab:
+def codebase(head: str) -> DeepLab:
     section = TrainSection(lineage="codebase", head=head, backbone=DEEP)
     return build_segmenter(section, CLASSES)
 
@@ -97,32 +99,40 @@ def fill(model: nn.Module, body: dict[str, Tensor], head: dict[str, Tensor]) -> 
     assert all(name.endswith("num_batches_tracked") for name in found.missing_keys)
 
 
+def expected_shapes(name: str) -> Shapes:
+    shapes = {f"head.{key}": shape for key, shape in head_shapes(name).items()}
+    if name == "classic":
+        return shapes | {f"backbone.net.{key}": shape for key, shape in caffe_shapes().items()}
+    return shapes | {f"backbone.net.net.{key}": shape for key, shape in torchvision_shapes(deep_stem=True).items()}
+
+
+def test_the_reference_has_as_many_parameters_as_torchvision_says() -> None:
+    plain, deep = (
+        sum(math.prod(shape) for key, shape in torchvision_shapes(deep_stem).items() if "running" not in key)
+        for deep_stem in (False, True)
+    )
+    assert plain == BODY == 42_500_160
+    assert deep - plain == STEM
+
+
+@pytest.mark.parametrize("name", ["classic", "largefov", "aspp"])
+def test_names_and_shapes_are_the_published_ones(name: str, models: dict[str, nn.Module]) -> None:
+    state = {key: tuple(value.shape) for key, value in models[name].state_dict().items() if "num_batches" not in key}
+    assert state == expected_shapes(name)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
         ("classic", BODY + 4 * (2048 * 21 * 9 + 21)),
-        # deep stem: three 3x3 and their BatchNorms for the 7x7 and its own, 128 channels into layer1.0
-        ("largefov", BODY + 123_776 + (2048 * 9 + 512) * 512 + 4 * 512 + 512 * 21 + 21),
-        ("aspp", BODY + 123_776 + (4 * 9 + 1) * 2048 * 256 + 5 * 256 * 256 + 12 * 256 + 256 * 21 + 21),
+        ("largefov", BODY + STEM + (2048 * 9 + 512) * 512 + 4 * 512 + 512 * 21 + 21),
+        ("aspp", BODY + STEM + (4 * 9 + 1) * 2048 * 256 + 5 * 256 * 256 + 12 * 256 + 256 * 21 + 21),
     ],
 )
-def test_names_shapes_and_counts_are_the_published_ones(name: str, count: int, models: dict[str, nn.Module]) -> None:
-    assert BODY == 42_500_160
-    deep = torchvision_shapes(deep_stem=True)
-    plain, deeper = (
-        sum(math.prod(shape) for key, shape in shapes.items() if "running" not in key)
-        for shapes in (torchvision_shapes(), deep)
-    )
-    assert (plain, deeper - plain) == (BODY, 123_776)
-    expected = {f"head.{key}": shape for key, shape in head_shapes(name).items()}
-    if name == "classic":
-        expected |= {f"backbone.net.{key}": shape for key, shape in caffe_shapes().items()}
-    else:
-        expected |= {f"backbone.net.net.{key}": shape for key, shape in deep.items()}
-    state = {key: tuple(value.shape) for key, value in models[name].state_dict().items() if "num_batches" not in key}
-    assert state == expected
+def test_as_many_parameters_as_its_description_says(name: str, count: int, models: dict[str, nn.Module]) -> None:
     assert sum(p.numel() for p in models[name].parameters()) == count
-    assert f"{count:,}" in (models[name].__doc__ or "")
+    said_by = ClassicDeepLab if name == "classic" else codebase_deeplab
+    assert f"{count:,}" in (said_by.__doc__ or "")
 
 
 def test_classic_is_the_reference_at_every_output(
@@ -157,8 +167,9 @@ def test_classic_is_the_reference_at_every_output(
     assert not torch.equal(found[-1], found[0])
 
 
-def test_loss_sizes_are_those_of_the_logits(classic: ClassicDeepLab) -> None:
-    network = ClassicDeepLab(CAFFE, CLASSES, 0.0).to("meta")
+def test_loss_sizes_are_those_of_the_logits() -> None:
+    with torch.device("meta"):
+        network = ClassicDeepLab(CAFFE, CLASSES, 0.0)
     for height, width in [(321, 500), (64, 81), (66, 87), (67, 94)]:
         outputs = network.training_outputs(torch.empty(1, 3, height, width, device="meta"))
         assert [tuple(x.shape[2:]) for x in outputs] == network.loss_sizes(height, width), (height, width)
@@ -209,12 +220,19 @@ def test_codebase_is_the_reference(
         found, expected = model(images), reference(images)
     assert expected.shape == (2, 21, 9, 7)
     assert first_difference(found, expected) < 1e-5
-    assert (model.stride, model.align_corners) == (8, True)
-    assert model.mean == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize("head", ["largefov", "aspp"])
+def test_codebase_says_how_pictures_and_logits_are_treated(head: str, models: dict[str, nn.Module]) -> None:
+    assert (models[head].stride, models[head].align_corners) == (8, True)
+    assert models[head].mean == [0.485, 0.456, 0.406]
 
 
 def support(net: nn.Module, owner: nn.Module, pool: str, column: int, width: int) -> tuple[int, int]:
-    """First and last column of a strip of `width` pixels that features of `column` depend on."""
+    """First and last column of a strip of `width` pixels that features of `column` depend on.
+
+    Sums of (kernel - 1) x dilation x stride before it, over the 3x3 convolutions, the stem and the pooling.
+    """
     largest = getattr(owner, pool)  # an average in its place looks at the same pixels, and at all of them
     setattr(owner, pool, nn.AvgPool2d(largest.kernel_size, largest.stride, largest.padding, largest.ceil_mode))
     net.eval().requires_grad_(False)
@@ -230,12 +248,14 @@ def support(net: nn.Module, owner: nn.Module, pool: str, column: int, width: int
     return int(columns[0]), int(columns[-1])
 
 
-def test_what_a_feature_sees() -> None:
-    """Sums of (kernel - 1) x dilation x stride before it, over the 3x3 convolutions, the stem and the pooling."""
+def test_what_a_feature_of_caffes_net_sees() -> None:
     caffe = CaffeResNet101()
     # 7 (stem) + 4 (pooling) + 24, 64, 736, 192 (layers 2 to 5: strides before the 3x3, a layer's dilations all alike)
     seen = support(caffe, caffe.layer1, "pool", 75, 1200)
     assert seen == (8 * 75 - 513, 8 * 75 + 513)
+
+
+def test_what_a_feature_behind_a_deep_stem_sees() -> None:
     deep = Backbone(DEEP).net
     # 11 (three 3x3) + 4 (pooling) + 24 + 8 + 48 (the strided 3x3, three more) + 16 + 704 + 32 + 128 (first blocks of a
     # dilated layer dilate as the layer before)
@@ -258,30 +278,40 @@ def test_what_caffes_net_does_not_have_is_refused(options: dict[str, object], fo
         BackboneSection(name="resnet101_caffe", **options)
 
 
-def test_summed_aspp_starts_as_published(classic: ClassicDeepLab) -> None:
+def test_summed_aspp_starts_as_published() -> None:
     fresh = ClassicDeepLab(CAFFE, CLASSES, 0.0).head
     for branch in fresh.branches:
         assert abs(branch.weight.std().item() - 0.01) < 1e-4
         assert not branch.bias.any()
 
 
-class TestBatchNormOfCodebase:
-    def build(self, head: str, **backbone: object) -> CodebaseDeepLab:
-        section = SMALL.model_copy(update=backbone)
-        return build_segmenter(TrainSection(lineage="codebase", head=head, backbone=section), CLASSES)
+def small(head: str, **backbone: object) -> DeepLab:
+    section = SMALL.model_copy(update=backbone)
+    return build_segmenter(TrainSection(lineage="codebase", head=head, backbone=section), CLASSES)
 
-    @pytest.mark.parametrize(("head", "norm"), [("largefov", "local"), ("aspp", "frozen"), ("aspp", "group")])
-    def test_convolutions_alone_are_trained(self, head: str, norm: str) -> None:
-        model = self.build(head, norm=norm)
+
+@pytest.fixture(scope="module", params=[("largefov", "local"), ("aspp", "frozen"), ("aspp", "group")], ids=" ".join)
+def normed(request: pytest.FixtureRequest) -> tuple[DeepLab, str]:
+    """A network and its `backbone.norm`."""
+    head, norm = request.param
+    return small(head, norm=norm), norm
+
+
+class TestBatchNormOfCodebase:
+    def test_convolutions_alone_are_trained(self, normed: tuple[DeepLab, str]) -> None:
+        model, _ = normed
         trained = {id(p) for group in parameter_groups(model, OptimSection()) for p in group["params"]}
         convolutions = {id(p) for m in model.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()}
         assert trained == convolutions
+
+    def test_norms_are_of_the_kind_asked_for_and_scale_by_1(self, normed: tuple[DeepLab, str]) -> None:
+        model, norm = normed
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]
         assert {type(module) is nn.GroupNorm for module in norms} == {norm == "group"}
         assert all(module.weight.eq(1).all() for module in norms)  # timm's last ones of a block start at 0
 
     def test_statistics_follow_by_the_published_momenta(self) -> None:
-        model = self.build("aspp").train()
+        model = small("aspp").train()
         features: list[Tensor] = []
         model.head.branches[1][0].register_forward_hook(lambda module, inputs, output: features.append(output))
         stem: list[Tensor] = []
@@ -297,7 +327,7 @@ class TestBatchNormOfCodebase:
             assert norm.eps == 1e-5
 
     def test_a_frozen_backbone_leaves_the_heads_statistics_to_follow(self) -> None:
-        model = self.build("largefov", norm="frozen").train()
+        model = small("largefov", norm="frozen").train()
         before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
         model(torch.randn(2, 3, 64, 64))
         changed = {name for name, value in before.items() if not torch.equal(value, model.state_dict()[name])}
@@ -305,7 +335,7 @@ class TestBatchNormOfCodebase:
 
     def test_one_image_is_pooled_by_the_running_statistics(self) -> None:
         """Its one value has no variance: torch's BatchNorm would raise `Expected more than 1 value per channel`."""
-        model = self.build("aspp", norm="frozen").train()
+        model = small("aspp", norm="frozen").train()
         model.head.dropout.eval()
         norm = model.head.pool[1]
         norm.running_mean.fill_(0.3)
@@ -328,16 +358,18 @@ class TestBatchNormOfCodebase:
 
     def test_dropout_acts_twice_before_the_classifier(self) -> None:
         torch.manual_seed(0)
-        model = self.build("aspp").train()
+        model = small("aspp").train()
         kept = model.head.dropout(torch.ones(1, 256, 64, 64))
         assert abs(kept.count_nonzero().item() / kept.numel() - 0.25) < 0.01
         assert kept.max() == 4.0
 
 
-def test_widths_default_to_the_published_and_can_be_set(tmp_path: Path) -> None:
-    for head, width in (("largefov", 512), ("aspp", 256)):
-        model = build_segmenter(TrainSection(lineage="codebase", head=head, backbone=SMALL), CLASSES)
-        assert model.head.classifier.in_channels == width
+@pytest.mark.parametrize(("head", "width"), [("largefov", 512), ("aspp", 256)])
+def test_widths_default_to_the_published(head: str, width: int) -> None:
+    assert small(head).head.classifier.in_channels == width
+
+
+def test_a_width_that_is_set_is_exported(tmp_path: Path) -> None:
     model = build_segmenter(TrainSection(lineage="codebase", backbone=SMALL, head_channels=24), CLASSES).eval()
     save_pretrained(model, tmp_path)
     again = from_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -43,12 +44,21 @@ def build(classes: int = 4, **options: Any) -> Mask2Former:
     return build_segmenter(section(**{**SMALL, **options}), [str(i) for i in range(classes)])
 
 
+@functools.cache
+def published(name: str) -> Mask2Former:
+    """The network for ADE20K's 150 classes, at its published sizes, on the meta device."""
+    with torch.device("meta"):
+        return build(classes=150, name=name, drop_path=0.3, **Mask2FormerSection().model_dump())
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_names_and_shapes_are_the_published_ones(name: str) -> None:
-    """timm's Swin without its classifier, a norm per stage, the head by detectron2's names; 150 classes (ADE20K)."""
-    published = Mask2FormerSection()
+    """timm's Swin without its classifier, a norm per stage, the head by detectron2's names."""
     with torch.device("meta"):
-        model = build(classes=150, name=name, **published.model_dump())
         reference = timm.create_model(TIMM[name], pretrained=False).state_dict()
         head = {key: torch.empty(shape) for key, shape in head_shapes(WIDTHS[name], 256, 2048, 6, 9, 100, 150).items()}
         norms = {f"backbone.norm{stage}.{kind}": torch.empty(WIDTHS[name] * 2**stage)
@@ -60,48 +70,74 @@ def test_names_and_shapes_are_the_published_ones(name: str) -> None:
             key = re.sub(r"^layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", key)
             swin[f"backbone.{key}"] = tensor
     expected = mask2former_tensors({**swin, **norms, **head})
-    assert {key: t.shape for key, t in model.state_dict().items()} == {key: t.shape for key, t in expected.items()}
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    backbone = sum(p.numel() for p in model.backbone.parameters()) - sum(t.numel() for t in norms.values())
-    if name in ("swin_tiny", "swin_small"):  # the same windows as torchvision's, which states its parameters
-        weights = torchvision.models.get_model_weights(name.replace("tiny", "t").replace("small", "s")).DEFAULT
-        classifier = 2 * 768 + 768 * 1000 + 1000
-        assert backbone + classifier == weights.meta["num_params"]
-    if (
-        name == "swin_large"
-    ):  # arXiv 2112.01527: 215M for ADE20K; with 200 queries and COCO's 133 things and stuffs 216M
-        total = sum(p.numel() for p in model.parameters())
-        assert total == 215_488_779
-        coco = total + 2 * 100 * 256 - (150 - 133) * 257
-        assert (round(total / 1e6), round(coco / 1e6)) == (215, 216)
+    state = published(name).state_dict()
+    assert {key: t.shape for key, t in state.items()} == {key: t.shape for key, t in expected.items()}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_on_the_meta_device_nothing_is_held(name: str) -> None:
+    assert {p.device.type for p in published(name).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("name", "torchvisions"), [("swin_tiny", "swin_t"), ("swin_small", "swin_s")])
+def test_the_backbone_has_as_many_parameters_as_torchvision_says(name: str, torchvisions: str) -> None:
+    """The two with the same windows as torchvision's."""
+    backbone = published(name).backbone
+    classifier = 2 * 768 + 768 * 1000 + 1000
+    stated = torchvision.models.get_model_weights(torchvisions).DEFAULT.meta["num_params"]
+    assert parameters(backbone) - parameters(backbone.hidden_states_norms) + classifier == stated
+
+
+def test_swin_large_has_as_many_parameters_as_the_paper_says() -> None:
+    """arXiv 2112.01527: 215M for ADE20K; with 200 queries and COCO's 133 things and stuffs 216M."""
+    total = parameters(published("swin_large"))
+    assert total == 215_488_779
+    coco = total + 2 * 100 * 256 - (150 - 133) * 257
+    assert (round(total / 1e6), round(coco / 1e6)) == (215, 216)
+
+
+def swin_blocks(model: Mask2Former) -> list[nn.Module]:
+    return [block for stage in model.backbone.swin.encoder.layers for block in stage.blocks]
 
 
 def test_windows_and_shifts_are_the_published_ones() -> None:
-    with torch.device("meta"):
-        model = build(name="swin_large", drop_path=0.3)
-    blocks = [block for stage in model.backbone.swin.encoder.layers for block in stage.blocks]
+    blocks = swin_blocks(published("swin_large"))
     assert len(blocks) == 24
     assert [block.shift_size for block in blocks] == [0, 6] * 12
     assert {block.window_size for block in blocks} == {12}
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+
+
+def test_stochastic_depth_grows_to_the_configured_rate() -> None:
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in swin_blocks(published("swin_large"))]
     assert rates == pytest.approx([0.3 * i / 23 for i in range(24)])
 
 
-def test_semantic_map_is_transformers_own() -> None:
-    """Masks are given at 384 x 384, to which transformers would bring them first."""
+@pytest.fixture(scope="module")
+def predicted() -> tuple[Tensor, Tensor, Tensor]:
+    """Classes, masks and transformers' semantic map of them; masks at 384 x 384, to which it would bring them first."""
     torch.manual_seed(0)
     classes, masks = 2 * torch.randn(2, 7, 5), 3 * torch.randn(2, 7, 384, 384)
     outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
     processor = Mask2FormerImageProcessorPil()
     found = processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
-    expected = torch.stack([each["segmentation_scores"] for each in found])
+    return classes, masks, torch.stack([each["segmentation_scores"] for each in found])
+
+
+def test_semantic_map_is_transformers_own(predicted: tuple[Tensor, Tensor, Tensor]) -> None:
+    classes, masks, expected = predicted
     assert torch.allclose(semantic_map(classes, masks), expected, atol=1e-5)
+
+
+def test_logits_are_those_of_the_normalised_map(predicted: tuple[Tensor, Tensor, Tensor]) -> None:
+    classes, masks, expected = predicted
     assert (expected.sum(1) - 1).abs().max() > 0.1, "S is no distribution by itself"
     normalised = (expected + 1e-6) / (expected + 1e-6).sum(1, keepdim=True)
     assert torch.allclose(semantic_logits(classes, masks).softmax(1), normalised, atol=1e-6)
-    # nothing anywhere: finite logits and gradients, every class alike
+
+
+def test_where_no_mask_is_every_class_is_alike_and_gradients_are_finite() -> None:
     nowhere = torch.full((1, 7, 4, 4), -1e4, requires_grad=True)
-    logits = semantic_logits(classes[:1], nowhere)
+    logits = semantic_logits(2 * torch.randn(1, 7, 5), nowhere)
     logits.square().sum().backward()
     assert torch.allclose(logits.softmax(1), torch.full((1, 4, 4, 4), 0.25))
     assert torch.isfinite(nowhere.grad).all()
@@ -192,12 +228,17 @@ def test_checkpointing_keeps_less_and_changes_nothing() -> None:
         sum(feature.square().sum() for feature in features).backward()
         return sum(stored.values()), torch.cat([p.grad.flatten() for p in model.backbone.parameters()])
 
-    parameters = sum(p.nbytes for p in model.backbone.parameters())  # kept either way
+    held = sum(p.nbytes for p in model.backbone.parameters())  # kept either way
     before, expected = run()
     model.checkpoint_activations()
     after, found = run()
     assert torch.equal(found, expected)
-    assert after < (before - parameters) / 2
+    assert after < (before - held) / 2
+
+
+def test_blocks_alone_are_checkpointed() -> None:
+    model = build()
+    model.checkpoint_activations()
     flags = [type(module).__name__ for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     assert set(flags) == {"SwinLayer"}
     assert len(flags) == 12
@@ -221,7 +262,10 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     model, images = build().double().eval(), torch.randn(3, 3, 64, 64, dtype=torch.float64)
     each = torch.cat([model(image[None]) for image in images])
     assert torch.allclose(model(images), each, atol=1e-9)
-    assert model(torch.zeros(1, 3, 50, 75, dtype=torch.float64)).shape[-2:] == (13, 19)
+
+
+def test_logits_of_any_size_are_a_quarter_rounded_up() -> None:
+    assert build().eval()(torch.zeros(1, 3, 50, 75)).shape[-2:] == (13, 19)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +286,10 @@ def test_what_cannot_be_built_is_refused(options: dict[str, Any], found: str) ->
 
 
 def test_set_loss_0_needs_no_layers() -> None:
-    model = build(set_loss=0.0)
-    assert isinstance(model.training_outputs(torch.zeros(1, 3, 64, 64)), list)
+    assert isinstance(build(set_loss=0.0).training_outputs(torch.zeros(1, 3, 64, 64)), list)
+
+
+def test_the_norm_of_swins_classifier_is_gone() -> None:
+    """Nothing here reads its output: it would be a parameter without a gradient."""
+    model = published("swin_tiny")
     assert isinstance(model.backbone.swin.layernorm, nn.Identity)

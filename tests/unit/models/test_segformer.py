@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from functools import partial
 from typing import Any
 
 import pytest
@@ -52,18 +52,43 @@ def encoder_size(name: str) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_are_the_published_ones(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))  # the reference reads its values
+@functools.cache
+def published(name: str) -> nn.Module:
+    """The network for 150 classes, on the meta device."""
     with torch.device("meta"):
-        model = build(classes=150, name=name)
-        reference = smp.encoders.get_encoder(name, weights=None)
-    encoder, head = (sum(p.numel() for p in part.parameters()) for part in (model.backbone, model.head))
-    assert encoder == encoder_size(name) == sum(p.numel() for p in reference.parameters())
-    assert round((encoder + head) / 1e6, 1) == PUBLISHED[name]
-    own = {key: tensor.shape for key, tensor in model.backbone.state_dict().items()}
-    assert own == {key: tensor.shape for key, tensor in mit_tensors(reference.state_dict()).items()}
-    assert (encoder, encoder + head) == (24_196_288, 27_461_974) or name != "mit_b2"
+        return build(classes=150, name=name)
+
+
+@functools.cache
+def reference_encoder(name: str) -> nn.Module:
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # its values are read
+        return smp.encoders.get_encoder(name, weights=None)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_encoders_have_the_size_the_paper_describes(name: str) -> None:
+    assert parameters(published(name).backbone) == encoder_size(name) == parameters(reference_encoder(name))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_have_the_published_size(name: str) -> None:
+    assert round(parameters(published(name)) / 1e6, 1) == PUBLISHED[name]
+
+
+def test_mit_b2_is_counted_to_the_last_parameter() -> None:
+    model = published("mit_b2")
+    assert (parameters(model.backbone), parameters(model)) == (24_196_288, 27_461_974)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_are_the_published_ones(name: str) -> None:
+    own = {key: tensor.shape for key, tensor in published(name).backbone.state_dict().items()}
+    assert own == {key: t.shape for key, t in mit_tensors(reference_encoder(name).state_dict()).items()}
 
 
 def reference_head(head: nn.Module, features: list[Tensor]) -> Tensor:
@@ -98,31 +123,43 @@ def test_forward_is_that_of_another_library(name: str, width: int | None) -> Non
     assert expected.std() > 0.05
 
 
-def test_features_lie_at_strides_4_to_32_and_reach_no_further_than_the_strides_say() -> None:
-    model, images, shapes = build().eval(), torch.randn(1, 3, 128, 64), []
-    for stage in model.backbone.stages:
+def test_features_lie_at_strides_4_to_32() -> None:
+    images, shapes = torch.randn(1, 3, 128, 64), []
+    for stage in build().eval().backbone.stages:
         images = stage(images)
         shapes.append(tuple(images.shape[1:]))
     assert shapes == [(32, 32, 16), (64, 16, 8), (160, 8, 4), (256, 4, 2)]
-    kernels = [stage.patch_embeddings.proj.kernel_size[0] for stage in model.backbone.stages]
-    reductions = [
-        block.attention.sequence_reduction.sequence_reduction.stride[0]
-        for stage in model.backbone.stages[:3] for block in stage.blocks[:1]
-    ]  # fmt: skip
+
+
+def test_patches_overlap_and_keys_are_reduced_as_published() -> None:
+    stages = published("mit_b0").backbone.stages
+    kernels = [stage.patch_embeddings.proj.kernel_size[0] for stage in stages]
+    reductions = [stage.blocks[0].attention.sequence_reduction.sequence_reduction.stride[0] for stage in stages[:3]]
     assert (kernels, reductions) == ([7, 3, 3, 3], [8, 4, 2])
-    assert model(torch.zeros(1, 3, 101, 67)).shape[-2:] == (math.ceil(101 / 4), math.ceil(67 / 4))
 
 
-def test_dropout_and_stochastic_depth_are_the_configured_ones() -> None:
-    model = build(name="mit_b2", drop_path=0.3, head_dropout=0.2)
+def test_logits_of_any_size_are_a_quarter_rounded_up() -> None:
+    assert build().eval()(torch.zeros(1, 3, 101, 67)).shape[-2:] == (math.ceil(101 / 4), math.ceil(67 / 4))
+
+
+def test_stochastic_depth_grows_to_the_configured_rate() -> None:
+    with torch.device("meta"):
+        model = build(name="mit_b2", drop_path=0.3)
     blocks = [block for stage in model.backbone.stages for block in stage.blocks]
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
     assert rates == pytest.approx([0.3 * i / 15 for i in range(16)])
-    assert model.head.dropout.p == 0.2
-    assert {m.p for m in model.backbone.modules() if isinstance(m, nn.Dropout)} == {0.0}
+
+
+def test_stochastic_depth_is_on_both_branches() -> None:
     nearly_all = build(drop_path=1 - 1e-9).train()
     tokens = torch.randn(2, 8, 256)
-    assert torch.equal(nearly_all.backbone.stages[3].blocks[1](tokens, 2, 4), tokens), "both branches are dropped"
+    assert torch.equal(nearly_all.backbone.stages[3].blocks[1](tokens, 2, 4), tokens)
+
+
+def test_dropout_is_the_heads_alone() -> None:
+    model = build(head_dropout=0.2)
+    assert model.head.dropout.p == 0.2
+    assert {m.p for m in model.backbone.modules() if isinstance(m, nn.Dropout)} == {0.0}
 
 
 def test_only_the_heads_norm_makes_a_gradient_depend_on_the_split() -> None:
@@ -193,6 +230,9 @@ def test_freeze_names_parameters_of_the_backbone() -> None:
     model = build_segmenter(TrainSection(model="segformer", backbone=backbone), ["a", "b"])
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith("backbone.stages.0.")}
-    wrong = TrainSection(model="segformer", backbone=backbone.model_copy(update={"freeze": ["layers"]}))
+
+
+def test_freeze_of_nothing_is_refused() -> None:
+    backbone = BackboneSection(name="mit_b0", pretrained=False, freeze=["layers"])
     with pytest.raises(ConfigError, match="no parameter starts with 'layers'"):
-        build_segmenter(wrong, ["a", "b"])
+        build_segmenter(TrainSection(model="segformer", backbone=backbone), ["a", "b"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
@@ -61,30 +62,53 @@ VARIANTS = {
 WITHOUT_NORM = ("segformer on mit_b0", "mask2former on swin_tiny")  # backbones without BatchNorm
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(name: str) -> nn.Module:
+    """A variant as built; tests that run it in training mode take a copy."""
+    return build_segmenter(VARIANTS[name], CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model(built: nn.Module) -> nn.Module:
+    """The same in eval mode. Tests leave it as it is."""
+    return copy.deepcopy(built).eval()
+
+
+def training_logits(model: nn.Module) -> list[Tensor]:
+    outputs = model.training_outputs(torch.zeros(1, 3, 64, 64))
+    return getattr(outputs, "logits", outputs)  # Mask2Former's set loss needs more than logits
+
+
 class TestContract:
-    def test_logits_at_stride_and_normalisation(self, name: str) -> None:
-        model = build_segmenter(VARIANTS[name], CLASSES).eval()
-        logits = model(torch.zeros(2, 3, 96, 64))
+    def test_logits_lie_at_the_stride(self, name: str, model: nn.Module) -> None:
         rounded_up = name == "classic"  # Caffe's pooling rounds up
-        assert logits.shape == (2, 3, 96 // model.stride + rounded_up, 64 // model.stride + rounded_up)
+        expected = (2, 3, 96 // model.stride + rounded_up, 64 // model.stride + rounded_up)
+        assert model(torch.zeros(2, 3, 96, 64)).shape == expected
+
+    def test_it_says_how_pictures_and_logits_are_treated(self, model: nn.Module) -> None:
         assert len(model.mean) == len(model.std) == 3
-        outputs = model.training_outputs(torch.zeros(1, 3, 64, 64))
-        outputs = getattr(outputs, "logits", outputs)  # Mask2Former's set loss needs more than logits
-        assert torch.equal(outputs[-1], model(torch.zeros(1, 3, 64, 64)))
-        if model.loss_sizes(64, 64) != [(64, 64)]:  # labels come to the logits' sizes
-            assert model.loss_sizes(64, 64) == [tuple(logits.shape[-2:]) for logits in outputs]
         assert isinstance(model.align_corners, bool)
 
-    def test_gradient_reaches_what_is_trained_and_only_that(self, name: str) -> None:
-        model = build_segmenter(VARIANTS[name], CLASSES).train()
+    def test_the_last_training_output_is_the_prediction(self, model: nn.Module) -> None:
+        assert torch.equal(training_logits(model)[-1], model(torch.zeros(1, 3, 64, 64)))
+
+    def test_labels_are_met_at_their_own_size_or_at_the_logits(self, model: nn.Module) -> None:
+        of_logits = [tuple(logits.shape[-2:]) for logits in training_logits(model)]
+        assert model.loss_sizes(64, 64) in ([(64, 64)], of_logits)
+
+    def test_gradient_reaches_what_is_trained_and_only_that(self, built: nn.Module) -> None:
+        model = copy.deepcopy(built).train()
         model(torch.randn(2, 3, 64, 64)).square().sum().backward()
         for key, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, key
         assert any(key.startswith("backbone.") for key, p in model.named_parameters() if p.requires_grad)
 
-    def test_round_trip(self, name: str, tmp_path: Path) -> None:
-        model = build_segmenter(VARIANTS[name], CLASSES).eval()
+    def test_round_trip(self, model: nn.Module, tmp_path: Path) -> None:
         save_pretrained(model, tmp_path)
         again = from_pretrained(tmp_path)
         images = torch.randn(1, 3, 64, 64)
@@ -92,8 +116,8 @@ class TestContract:
         assert (again.classes, again.mean, again.stride) == (model.classes, model.mean, model.stride)
         assert not again.training
 
-    def test_frozen_norm_stays_frozen_through_train(self, name: str) -> None:
-        model = build_segmenter(VARIANTS[name], CLASSES)
+    def test_frozen_norm_stays_frozen_through_train(self, name: str, built: nn.Module) -> None:
+        model = copy.deepcopy(built)
         norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
         frozen = VARIANTS[name].backbone.norm == "frozen"
         assert bool(norms) == (name not in WITHOUT_NORM)
@@ -156,18 +180,31 @@ def test_other_output_stride_gives_the_same_values_where_the_grids_meet(tmp_path
     assert torch.allclose(fine[..., ::2, ::2], coarse, atol=1e-4)
 
 
-def test_misfit_is_listed(tmp_path: Path) -> None:
-    save_pretrained(build_segmenter(section(), CLASSES), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": ["background", "cat"]}))
-    with pytest.raises(CheckpointError, match=r"head\.branches\.0\.weight is \(3, 96, 3, 3\), allowed \(2, 96, 3, 3\)"):
-        from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "oracle"}))
-    with pytest.raises(CheckpointError, match="oracle"):
-        from_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
-        from_pretrained(tmp_path)
+class TestExportThatIsNotWhole:
+    @pytest.fixture
+    def exported(self, tmp_path: Path) -> Path:
+        save_pretrained(build_segmenter(section(), CLASSES), tmp_path)
+        return tmp_path
+
+    def described_as(self, folder: Path, **changes: object) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    def test_misfit_is_listed(self, exported: Path) -> None:
+        self.described_as(exported, classes=["background", "cat"])
+        found = r"head\.branches\.0\.weight is \(3, 96, 3, 3\), allowed \(2, 96, 3, 3\)"
+        with pytest.raises(CheckpointError, match=found):
+            from_pretrained(exported)
+
+    def test_a_kind_that_is_unknown_is_named(self, exported: Path) -> None:
+        self.described_as(exported, kind="oracle")
+        with pytest.raises(CheckpointError, match="oracle"):
+            from_pretrained(exported)
+
+    def test_a_description_must_be_there(self, exported: Path) -> None:
+        (exported / "config.json").unlink()
+        with pytest.raises(CheckpointError, match="No such file"):
+            from_pretrained(exported)
 
 
 @pytest.mark.parametrize(
@@ -194,20 +231,29 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_group_norm_is_that_of_each_image_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def grouped() -> nn.Module:
     torch.manual_seed(0)
-    kept = Backbone(BackboneSection(name="resnet18", pretrained=False, output_stride=32, norm="local"))
-    model = build_segmenter(section(backbone=BackboneSection(name="resnet18", pretrained=False, norm="group")), CLASSES)
-    assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    groups = [m for m in model.backbone.modules() if isinstance(m, nn.GroupNorm)]
-    assert len(groups) == len([m for m in kept.modules() if isinstance(m, nn.BatchNorm2d)]) == 20
-    assert all(group.num_groups == 32 for group in groups)
-    model.train()
-    images = torch.randn(3, 3, 64, 64)
-    model.head.dropout.p = 0.0
-    assert torch.allclose(model(images)[1], model(images[1:2])[0], atol=1e-5)
-    save_pretrained(model, tmp_path)
-    assert torch.equal(from_pretrained(tmp_path)(images), model.eval()(images))
+    backbone = BackboneSection(name="resnet18", pretrained=False, norm="group")
+    return build_segmenter(section(backbone=backbone, head_dropout=0.0), CLASSES)
+
+
+class TestGroupNorm:
+    def test_it_is_in_place_of_every_batch_norm(self, grouped: nn.Module) -> None:
+        kept = Backbone(BackboneSection(name="resnet18", pretrained=False, output_stride=32, norm="local"))
+        assert not [m for m in grouped.modules() if isinstance(m, nn.BatchNorm2d)]
+        groups = [m for m in grouped.backbone.modules() if isinstance(m, nn.GroupNorm)]
+        assert len(groups) == len([m for m in kept.modules() if isinstance(m, nn.BatchNorm2d)]) == 20
+        assert all(group.num_groups == 32 for group in groups)
+
+    def test_it_is_that_of_each_image_alone(self, grouped: nn.Module) -> None:
+        images = torch.randn(3, 3, 64, 64)
+        assert torch.allclose(grouped.train()(images)[1], grouped(images[1:2])[0], atol=1e-5)
+
+    def test_it_is_exported(self, grouped: nn.Module, tmp_path: Path) -> None:
+        save_pretrained(grouped, tmp_path)
+        images = torch.randn(3, 3, 64, 64)
+        assert torch.equal(from_pretrained(tmp_path)(images), grouped.eval()(images))
 
 
 def test_sync_needs_gpus(tiny, tmp_path: Path) -> None:

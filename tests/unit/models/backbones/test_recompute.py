@@ -102,5 +102,9 @@ def test_the_loop_trains_to_the_same_weights(prepared: Config, tmp_path: Path) -
         folder = tmp_path / str(hardware.activation_checkpointing)
         results.append(weights(fit(segmenter_task(config), hardware, folder, seed=0)))
     assert results[0] == results[1]
-    with pytest.raises(ConfigError, match="backbone 'tiny'"):  # classifiers are asked too
-        fit(classifier_task(prepared, 0.1), recomputing, tmp_path / "tiny", seed=0)
+
+
+def test_the_loop_asks_classifiers_too(prepared: Config, tmp_path: Path) -> None:
+    recomputing = prepared.hardware.model_copy(update={"activation_checkpointing": True})
+    with pytest.raises(ConfigError, match="backbone 'tiny'"):
+        fit(classifier_task(prepared, 0.1), recomputing, tmp_path, seed=0)

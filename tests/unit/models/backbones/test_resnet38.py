@@ -55,6 +55,9 @@ def test_names_shapes_and_counts_are_the_published_ones() -> None:
     state = {name: tuple(v.shape) for name, v in net.state_dict().items() if "num_batches" not in name}
     assert state == {name: shape for name, (_, shape) in layers().items()}
     assert sum(p.numel() for p in net.parameters()) == 105_070_912
+
+
+def test_the_reference_has_38_layers() -> None:
     on_path = 1 + sum(branch != "1" for _, convolutions in PLAIN.values() for branch, *_ in convolutions)
     assert on_path == 37  # and the classification layer: 38
 
@@ -73,20 +76,36 @@ def test_a_feature_sees_557_pixels_centred_on_its_stride_of_8() -> None:
     assert (int(columns[0]), int(columns[-1])) == (8 * 40 - 278, 8 * 40 + 278)
 
 
-def test_forward_is_the_functional_one_also_with_dropout(weights: dict[str, Tensor], files: dict[str, Path]) -> None:
-    backbone = Backbone(SECTION.model_copy(update={"pretrained": True, "weights": str(files["mxnet"])}))
-    images = torch.randn(2, 3, 32, 40)
-    with torch.no_grad():
-        assert close(backbone.eval()(images), functional_forward(images, weights))
-        torch.manual_seed(5)
-        dropped = backbone.train()(images)
-        torch.manual_seed(5)
-        assert close(dropped, functional_forward(images, weights, 0.3, 0.5))
-    trained = {name for name, p in backbone.net.named_parameters() if p.requires_grad}
-    assert trained == {name for name in layers() if "conv_" in name and not name.startswith("b2")}
-    assert backbone.section.weights is None  # what a checkpoint says of the network names no file
-    assert (backbone.channels, backbone.stride) == (4096, 8)
-    assert backbone.mean == [0.485, 0.456, 0.406]
+@pytest.fixture(scope="class")
+def backbone(files: dict[str, Path]) -> Backbone:
+    """Published weights in it; 400 MB, so for one class of tests only."""
+    return Backbone(SECTION.model_copy(update={"pretrained": True, "weights": str(files["mxnet"])}))
+
+
+class TestFromPublishedWeights:
+    def test_forward_is_the_functional_one(self, backbone: Backbone, weights: dict[str, Tensor]) -> None:
+        images = torch.randn(2, 3, 32, 40)
+        with torch.no_grad():
+            assert close(backbone.eval()(images), functional_forward(images, weights))
+
+    def test_dropout_is_the_functional_one(self, backbone: Backbone, weights: dict[str, Tensor]) -> None:
+        images = torch.randn(2, 3, 32, 40)
+        with torch.no_grad():
+            torch.manual_seed(5)
+            dropped = backbone.train()(images)
+            torch.manual_seed(5)
+            assert close(dropped, functional_forward(images, weights, 0.3, 0.5))
+
+    def test_convolutions_above_b2_alone_are_trained(self, backbone: Backbone) -> None:
+        trained = {name for name, p in backbone.net.named_parameters() if p.requires_grad}
+        assert trained == {name for name in layers() if "conv_" in name and not name.startswith("b2")}
+
+    def test_what_a_checkpoint_says_of_it_names_no_file(self, backbone: Backbone) -> None:
+        assert backbone.section.weights is None
+
+    def test_it_says_what_it_takes_and_gives(self, backbone: Backbone) -> None:
+        assert (backbone.channels, backbone.stride) == (4096, 8)
+        assert backbone.mean == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize("kind", ["mxnet", "torch"])
@@ -123,20 +142,31 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: Path) -> No
     assert torch.equal(net.bn7.weight, before)
 
 
-@pytest.mark.parametrize(("layer", "p7", "before_head"), [("dropout7", 0.5, 0.2), ("b7", 0.2, 0.0)])
-def test_p_is_that_of_the_layer_asked_for(layer: str, p7: float, before_head: float, tmp_path: Path) -> None:
-    model = Classifier(SECTION, CLASSES, 0.2, layer)
+@pytest.fixture(scope="class")
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    """p = 0.2 in the layer that is its parameter."""
+    model = Classifier(SECTION, CLASSES, 0.2, request.param)
     model.backbone.net.load_state_dict(random_weights(), strict=False)
-    weights, images = dict(model.backbone.net.state_dict()), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.manual_seed(7)
-        found = model.train()(images)
-        torch.manual_seed(7)
-        features = nn.functional.dropout2d(functional_forward(images, weights, 0.3, p7), before_head)
-        expected = torch.einsum("bc,nc->bn", features.mean((2, 3)), model.head.weight[:, :, 0, 0])
-    assert close(found, expected)
-    if layer == "b7":
-        save_pretrained(model, tmp_path)
+    return model
+
+
+class TestDropoutLayer:
+    @pytest.mark.parametrize(
+        ("classifier", "p7", "before_head"), [("dropout7", 0.5, 0.2), ("b7", 0.2, 0.0)], indirect=["classifier"]
+    )
+    def test_p_is_that_of_the_layer_asked_for(self, classifier: Classifier, p7: float, before_head: float) -> None:
+        weights, images = dict(classifier.backbone.net.state_dict()), torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            torch.manual_seed(7)
+            found = classifier.train()(images)
+            torch.manual_seed(7)
+            features = nn.functional.dropout2d(functional_forward(images, weights, 0.3, p7), before_head)
+            expected = torch.einsum("bc,nc->bn", features.mean((2, 3)), classifier.head.weight[:, :, 0, 0])
+        assert close(found, expected)
+
+    @pytest.mark.parametrize("classifier", ["b7"], indirect=True)
+    def test_it_is_exported(self, classifier: Classifier, tmp_path: Path) -> None:
+        save_pretrained(classifier, tmp_path)
         again = from_pretrained(tmp_path)
         assert (again.dropout_layer, again.dropout.p, again.backbone.net.b7.dropout_2b1.p) == ("b7", 0.0, 0.2)
         (tmp_path / "model.safetensors").unlink()
@@ -183,6 +213,9 @@ def test_new_keys_leave_earlier_fingerprints_alone() -> None:
     assert "dropout_layer" not in plain
     assert "compat" not in plain["optim"]
     assert "weights" not in plain["backbone"]
+
+
+def test_new_keys_that_are_set_are_in_the_fingerprint() -> None:
     section = BackboneSection(name="resnet38", weights="w.params", output_stride=8)
     changed = ClassifySection(dropout_layer="b7", backbone=section, optim=OptimSection(compat="psa_momentum"))
     found = changed.parameters()

@@ -71,6 +71,19 @@ def hub_names(folder: Path) -> set[str]:
     return set(load_file(folder / "model.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def whole() -> nn.Module:
+    """transformers' SegFormer of three classes."""
+    config = transformers.SegformerConfig(num_labels=3)
+    net = randomised(transformers.SegformerForSemanticSegmentation(config), 0.2)
+    net.decode_head.batch_norm.running_mean += 0.1
+    return net
+
+
+def whole_segformer(weights: Path) -> TrainSection:
+    return segformer(pretrained=False).model_copy(update={"weights": str(weights)})
+
+
 class TestMiT:
     def test_nvlabs_file(self, tmp_path: Path, caplog) -> None:
         net = randomised(smp.encoders.get_encoder("mit_b0", weights=None))
@@ -100,22 +113,19 @@ class TestMiT:
         for name, tensor in net.segformer.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[name], tensor), name
 
-    def test_whole_segformer(self, tmp_path: Path, caplog) -> None:
-        """The hub's folder, NVlabs' names for the same and a checkpoint of ours; a classifier for other classes."""
-        config = transformers.SegformerConfig(num_labels=3)
-        net = randomised(transformers.SegformerForSemanticSegmentation(config), 0.2)
-        net.decode_head.batch_norm.running_mean += 0.1
-        net.save_pretrained(tmp_path)
+    def test_whole_segformer_of_the_hub(self, whole: nn.Module, tmp_path: Path) -> None:
+        whole.save_pretrained(tmp_path)
         assert "decode_head.linear_c.0.proj.weight" in hub_names(tmp_path)
-        section = segformer(pretrained=False).model_copy(update={"weights": str(tmp_path)})
-        model = build_segmenter(section, CLASSES)
-        own = model.state_dict()
-        for name, tensor in net.state_dict().items():
+        own = build_segmenter(whole_segformer(tmp_path), CLASSES).state_dict()
+        for name, tensor in whole.state_dict().items():
             ours = re.sub("^segformer", "backbone", re.sub("^decode_head", "head", name))
             assert torch.equal(own.pop(ours), tensor), name
         assert not own
+
+    def test_whole_segformer_of_nvlabs(self, whole: nn.Module, tmp_path: Path, caplog) -> None:
+        """Its names for the same head; a classifier for other classes."""
         nvlabs = {}
-        for name, tensor in net.decode_head.state_dict().items():
+        for name, tensor in whole.decode_head.state_dict().items():
             name = re.sub(r"linear_projections\.(\d)", lambda match: f"linear_c{int(match[1]) + 1}", name)
             name = re.sub("^linear_fuse", "linear_fuse.conv", name).replace("batch_norm", "linear_fuse.bn")
             nvlabs[f"decode_head.{name.replace('classifier', 'linear_pred')}"] = tensor
@@ -126,19 +136,20 @@ class TestMiT:
             "decode_head.conv_seg.bias": torch.zeros(3),
         }
         torch.save({"state_dict": nvlabs}, tmp_path / "segformer.b0.pth")
-        section = section.model_copy(update={"weights": str(tmp_path / "segformer.b0.pth")})
         with caplog.at_level(logging.INFO, "distwsss"):
-            other = build_segmenter(section, [*CLASSES, "sheep"])
+            model = build_segmenter(whole_segformer(tmp_path / "segformer.b0.pth"), [*CLASSES, "sheep"])
         assert "left out the classification layer: head.classifier.weight, head.classifier.bias" in caplog.text
         assert "no part of the network: decode_head.conv_seg.weight" in caplog.text
-        for name, tensor in model.head.state_dict().items():
+        own = model.head.state_dict()
+        for name, tensor in whole.decode_head.state_dict().items():
             if not name.startswith("classifier"):
-                assert torch.equal(other.head.state_dict()[name], tensor), name
-        (tmp_path / "ours").mkdir()
-        save_pretrained(other, tmp_path / "ours")
-        section = section.model_copy(update={"weights": str(tmp_path / "ours")})
-        again = build_segmenter(section, [*CLASSES, "sheep"]).state_dict()
-        assert all(torch.equal(again[name], tensor) for name, tensor in other.state_dict().items())
+                assert torch.equal(own[name], tensor), name
+
+    def test_whole_segformer_of_a_checkpoint(self, tmp_path: Path) -> None:
+        model = build_segmenter(segformer(pretrained=False), CLASSES)
+        save_pretrained(model, tmp_path)
+        again = build_segmenter(whole_segformer(tmp_path), CLASSES).state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
     def test_a_file_of_another_size_is_refused_name_by_name(self, tmp_path: Path) -> None:
         state = smp.encoders.get_encoder("mit_b0", weights=None).state_dict()
@@ -150,6 +161,9 @@ class TestMiT:
         assert "missing stages.3.layer_norm.bias" in str(error.value)
         assert "unexpected stages.1.blocks.1.norm3.weight" in str(error.value)
         assert "stages.0.patch_embeddings.proj.weight is (32, 3, 7, 7), allowed (64, 3, 7, 7)" in str(error.value)
+
+    def test_keys_and_values_that_cannot_be_told_apart_are_refused(self, tmp_path: Path) -> None:
+        state = smp.encoders.get_encoder("mit_b0", weights=None).state_dict()
         state["block1.0.attn.kv.weight"] = torch.zeros(63, 32)
         torch.save(state, tmp_path / "mit.pth")
         with pytest.raises(CheckpointError, match=r"block1\.0\.attn\.kv\.weight has 63 rows; allowed: a multiple of 2"):
@@ -162,29 +176,43 @@ class TestMiT:
             build_segmenter(segformer("mit_b2"), CLASSES)
 
 
-def test_the_file_a_run_starts_from_is_recorded(tmp_path: Path, monkeypatch, caplog) -> None:
-    """By its content: a file, a folder's file, a whole network's before the backbone's, the hub's copy."""
-    for folder, content in (("a", b"1"), ("b", b"2"), ("hub", b"3")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "pytorch_model.bin").write_bytes(content)
+class TestTheFileARunStartsFrom:
+    """`weights_read` records it by its content."""
 
-    def found(path: Path) -> str:
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        return str(path)
+    @pytest.fixture
+    def sha(self, tmp_path: Path) -> dict[str, str]:
+        """Folders a, b and hub with a file each, by its sha256."""
+        for folder in ("a", "b", "hub"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "pytorch_model.bin").write_bytes(folder.encode())
+        return {folder: hashlib.sha256(folder.encode()).hexdigest() for folder in ("a", "b", "hub")}
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: found(tmp_path / "hub" / name))
-    given = BackboneSection(name="mit_b0", weights=str(tmp_path / "a"))
-    sha = [hashlib.sha256(content).hexdigest() for content in (b"1", b"2", b"3")]
-    with caplog.at_level(logging.INFO, "distwsss"):
-        assert weights_read(given) == {"weights": sha[0]}
-    assert f"starts from {tmp_path}/a/pytorch_model.bin, sha256 {sha[0]}" in caplog.text
-    assert weights_read(given, str(tmp_path / "b" / "pytorch_model.bin")) == {"weights": sha[1]}
-    assert weights_read(BackboneSection(name="swin_large")) == {"weights": sha[2]}
-    assert weights_read(BackboneSection(name="swin_large", pretrained=False)) == {}
-    assert weights_read(BackboneSection(name="resnet50")) == {}
-    with pytest.raises(CheckpointError, match="no such file"):
-        weights_read(BackboneSection(name="mit_b0", weights=str(tmp_path / "c.pth")))
+    def test_a_folders_file_is_recorded_and_logged(self, sha: dict[str, str], tmp_path: Path, caplog) -> None:
+        with caplog.at_level(logging.INFO, "distwsss"):
+            found = weights_read(BackboneSection(name="mit_b0", weights=str(tmp_path / "a")))
+        assert found == {"weights": sha["a"]}
+        assert f"starts from {tmp_path}/a/pytorch_model.bin, sha256 {sha['a']}" in caplog.text
+
+    def test_a_whole_networks_comes_before_the_backbones(self, sha: dict[str, str], tmp_path: Path) -> None:
+        backbone = BackboneSection(name="mit_b0", weights=str(tmp_path / "a"))
+        assert weights_read(backbone, str(tmp_path / "b" / "pytorch_model.bin")) == {"weights": sha["b"]}
+
+    def test_the_hubs_is_recorded_too(self, sha: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+        def download(repository: str, name: str) -> str:
+            if not (tmp_path / "hub" / name).is_file():
+                raise FileNotFoundError(name)
+            return str(tmp_path / "hub" / name)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        assert weights_read(BackboneSection(name="swin_large")) == {"weights": sha["hub"]}
+
+    @pytest.mark.parametrize("options", [{"name": "swin_large", "pretrained": False}, {"name": "resnet50"}])
+    def test_without_a_file_nothing_is_recorded(self, options: dict[str, Any]) -> None:
+        assert weights_read(BackboneSection(**options)) == {}
+
+    def test_a_file_that_is_absent_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no such file"):
+            weights_read(BackboneSection(name="mit_b0", weights=str(tmp_path / "c.pth")))
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +423,12 @@ class TestPickles:
             read_weights(tmp_path / "x.pkl")
         assert not target.exists()
 
+    @pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps({"a": VALUES["matrix"]})[:-20]])
+    def test_a_damaged_one_is_named(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.pkl").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"x\.pkl"):
+            read_weights(tmp_path / "x.pkl")
+
     def test_nothing_runs_by_a_detour(self, tmp_path: Path) -> None:
         """In an array's elements, in a tensor's storage, by altering what may be named, by a persistent id."""
         target, path = tmp_path / "ran", tmp_path / "x.pkl"
@@ -414,10 +448,6 @@ class TestPickles:
             with pytest.raises(CheckpointError, match=found):
                 read_weights(path)
             assert not target.exists()
-        for damaged in (b"", b"\x80\x04", pickle.dumps({"a": VALUES["matrix"]})[:-20]):
-            path.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match=r"x\.pkl"):
-                read_weights(path)
 
     def test_a_folder_without_weights_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"without model\.safetensors or pytorch_model\.bin"):

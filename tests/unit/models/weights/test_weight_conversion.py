@@ -47,17 +47,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("name", "deep"), [("resnet101", False), ("resnet101s", True)])
+def test_the_references_names_and_shapes_are_timms(name: str, deep: bool) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    theirs = {key: tuple(value.shape) for key, value in state.items() if "num_batches" not in key}
+    assert theirs == torchvision_shapes(deep) | {key: tuple(tensor.shape) for key, tensor in FC.items()}
+
+
+@pytest.mark.parametrize(("name", "deep"), [("resnet101", False), ("resnet101s", True)])
 def test_resnet101_loads_layer_by_layer_without_its_classifier(
     name: str, deep: bool, files: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    shapes = torchvision_shapes(deep)
-    state = timm.create_model(name).state_dict()
-    theirs = {key: tuple(value.shape) for key, value in state.items() if "num_batches" not in key}
-    assert theirs == shapes | {key: tuple(tensor.shape) for key, tensor in FC.items()}
     with caplog.at_level(logging.INFO, logger="distwsss"):
         logging.getLogger("distwsss").addHandler(caplog.handler)
         state = Backbone(resnet(name, files[name])).net.net.state_dict()
-    for key, expected in marks(shapes).items():
+    for key, expected in marks(torchvision_shapes(deep)).items():
         assert torch.equal(state[key], expected), key
     assert "left out the classification layer: fc.weight, fc.bias" in caplog.text
 
