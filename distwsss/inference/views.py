@@ -86,7 +86,7 @@ def predict_probabilities(
     bands of rows, whatever the number of scales.
     """
     size = (image.shape[0], image.shape[1])
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device).permute(2, 0, 1)[None].float()
     temperature = model.temperature if views.probabilities == "constrained" else None
 
     def distribution(logits: Tensor) -> Tensor:
