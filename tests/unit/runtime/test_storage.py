@@ -17,7 +17,7 @@ from test_shards import make_folder, make_samples
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index
-from distwsss.data.shards.reader import NEAR, _neighbours, iter_shard, read_fields
+from distwsss.data.shards.reader import NEAR, iter_shard, neighbours, read_fields
 from distwsss.data.shards.verify import digest_problems, verify
 from distwsss.data.shards.writer import publish_shard, shard_bytes, write_shard
 from distwsss.errors import ConfigError, ShardError
@@ -149,9 +149,9 @@ def test_samples_are_read_as_they_were_written(remote: Remote) -> None:
 
 def test_neighbours_are_fetched_together() -> None:
     places = {"a": [512, 100], "b": [1536, 10], "far": [1546 + NEAR + 1, 5], "beside": [1551 + 2 * NEAR, 0]}
-    assert _neighbours(places) == [["a", "b"], ["far", "beside"]]
-    assert _neighbours({name: places[name] for name in ("b", "a")}) == [["a", "b"]]
-    assert _neighbours({}) == []
+    assert neighbours(places) == [["a", "b"], ["far", "beside"]]
+    assert neighbours({name: places[name] for name in ("b", "a")}) == [["a", "b"]]
+    assert neighbours({}) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "no index", "other"])

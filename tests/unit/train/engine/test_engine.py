@@ -18,8 +18,7 @@ from distwsss.data.batches.loader import split_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
 from distwsss.runtime import ranks
-from distwsss.train.engine import accelerate as engine
-from distwsss.train.engine.accelerate import deepspeed_file, make_accelerator
+from distwsss.train.engine.accelerate import check_environment, deepspeed_file, make_accelerator
 from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.loop import fit
 from distwsss.train.task import classifier_task
@@ -105,7 +104,7 @@ def test_what_agrees_or_was_not_asked_for_is_accepted(environment) -> None:
         ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
     )
     hardware = HardwareSection(device="cpu", mixed_precision="bf16", deepspeed=str(DEEPSPEED / "zero2.json"))
-    engine._check_environment(hardware, 2, on_cpu=True)
+    check_environment(hardware, 2, on_cpu=True)
     assert not [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 

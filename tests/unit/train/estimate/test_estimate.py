@@ -30,10 +30,10 @@ from distwsss.train.estimate.estimate import (
     FRAGMENTS,
     GIB,
     USABLE,
-    _largest,
-    _memory,
     class_names,
     estimate,
+    largest_micro_batch,
+    memory_of,
 )
 from distwsss.train.estimate.fake_memory import PeakMemory, cuda_autocast_rules, fake_module
 from distwsss.train.estimate.fake_step import Stage, Way, segmenter_stage, step_cost
@@ -262,17 +262,17 @@ def test_largest_micro_batch_is_the_one_found_by_trying_all(gib: float) -> None:
     totals = {}
     for micro in range(1, 13):
         cost = step_cost(stage, Way(micro, accumulates=micro < 12))
-        totals[micro] = sum(_memory(cost, hardware).values())
+        totals[micro] = sum(memory_of(cost, hardware).values())
     card = Card("small", CONTEXT_GIB / USABLE + gib / 100, {})
     fitting = [micro for micro, total in totals.items() if total <= USABLE * card.memory * GIB]
     for known in (None, 1, 3, 6, 12):
         before = {known: totals[known]} if known else {}
-        assert _largest(stage, hardware, card, before) == max(fitting, default=0)
+        assert largest_micro_batch(stage, hardware, card, before) == max(fitting, default=0)
 
 
 def test_ddp_keeps_gradients_once_more() -> None:
     cost = step_cost(two_convs(), Way(BATCH))
-    one, two = (_memory(cost, HardwareSection(card="a100", cards=cards)) for cards in (1, 2))
+    one, two = (memory_of(cost, HardwareSection(card="a100", cards=cards)) for cards in (1, 2))
     assert (one["buckets"], two["buckets"]) == (0, 4 * 120)
     assert two["allowance"] - one["allowance"] == pytest.approx(FRAGMENTS * 4 * 120, abs=1)
 
