@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from distwsss.config import Config
 from distwsss.config.load import check_config
 from distwsss.data.prepare import prepare
+from distwsss.runtime.progress import log
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what DeepSpeed compiles at its first start, once for all tests
@@ -46,6 +49,17 @@ def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     for key, value in top.items():
         result[key] = merged(result[key], value) if isinstance(value, dict) and key in result else value
     return result
+
+
+@pytest.fixture(autouse=True)
+def _own_logger() -> Iterator[None]:
+    """The package's logger as `import` leaves it, so that caplog sees its lines; the command line changes it."""
+    before = log.handlers[:], log.level, log.propagate
+    log.handlers[:], log.propagate = [], True
+    log.setLevel(logging.NOTSET)
+    yield
+    log.handlers[:], level, log.propagate = before
+    log.setLevel(level)
 
 
 @pytest.fixture

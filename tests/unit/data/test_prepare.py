@@ -224,10 +224,7 @@ def test_empty_label_lists_where_allowed(tmp_path: Path) -> None:
     assert json.loads(members(images_dir(settings, "train"))["b.json"])["labels"] == []
 
 
-def test_no_train_images_is_an_error_and_no_val_images_is_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
+def test_no_train_images_is_an_error_and_no_val_images_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tree(tmp_path / "data")
     with caplog.at_level(logging.INFO, "distwsss"):
         prepare(config(root, tmp_path / "shards", val_split="nothing"))
@@ -262,10 +259,7 @@ def test_leftovers_of_an_interrupted_attempt_are_replaced(tmp_path: Path) -> Non
     assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
 
 
-def test_a_second_run_is_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
+def test_a_second_run_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = config(tree(tmp_path / "data"), tmp_path / "shards")
     prepare(settings)
     before = {path: path.stat().st_mtime_ns for path in shard_dir(settings).rglob("*")}
@@ -409,10 +403,7 @@ def with_run(root: Path, folder: Path, **data: Any) -> Config:
     return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run": str(folder / "run")})})
 
 
-def test_bad_images_are_left_out_and_listed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
+def test_bad_images_are_left_out_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = with_run(bad_tree(tmp_path / "data"), tmp_path)
     with caplog.at_level(logging.INFO, "distwsss"):
         prepare(settings, "quarantine")

@@ -27,13 +27,7 @@ from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, crf_planes, predict_probabilities
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import images_dir, run_dir
-from distwsss.runtime.progress import log
 from helpers.evaluation_run import CLASSES, flip_a_bit, make_config, make_truth, picture, write_images, write_segmenter
-
-
-@pytest.fixture(autouse=True)
-def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "propagate", True)  # the command line, where another test ran it, switches this off
 
 
 def count_by_hand(predictions: list[np.ndarray], truths: list[np.ndarray], classes: int) -> list[list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -101,11 +100,8 @@ def test_processes_and_repetition_do_not_change_a_byte(run: tuple[Config, Path],
     assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "c.tar.gz").read_bytes()
 
 
-def test_the_command_line(
-    run: tuple[Config, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line(run: tuple[Config, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config, checkpoint = run
-    monkeypatch.setattr(logging.getLogger("distwsss"), "handlers", [])
     make_root(tmp_path / "VOC2012", NAMES[:2], "val")
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
