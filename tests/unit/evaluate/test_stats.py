@@ -6,32 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from distwsss.config.load import check_config
-from distwsss.data.images import encode_clean, encode_gray, encode_jpeg, encode_palette
-from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.data.images import encode_palette
 from distwsss.errors import ShardError
 from distwsss.evaluate.stats import print_quality, seed_quality
 from distwsss.maths.vote import vote
 from distwsss.runtime.artifacts import to_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir
+from helpers.small import make_config, picture, write_pseudo, write_seeds, write_shards
 
 CLASSES = ["background", "cat", "dog", "owl"]  # no owl anywhere
 NAMES = ["0.10-1.00", "0.20-1.00", "0.30-1.00", "0.40-1.00"]
 VOTERS = [0, 3, 1]
 SHAPE = (6, 7)
-
-
-def make_config(folder, **hardware):
-    return check_config(
-        {
-            "name": "small",
-            "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
-            "data": {"dataset": "shapes"},
-            "hardware": {"device": "cpu", "workers": 0, **hardware},
-            "classify": {"dropouts": [0.1, 0.2, 0.3, 0.4]},
-            "seeds": {"scales": [1.0], "vote_on": [NAMES[k] for k in VOTERS], "threshold": 2},
-        }
-    )
 
 
 def make_maps(number):
@@ -46,25 +32,19 @@ def make_maps(number):
     return truth, seeds
 
 
-def build(config, truth=True):
-    """Five images in three shards; the last has no mask."""
-    samples = {"images": [], "seeds": [], "pseudo": []}
+def build(folder, truth=True, **hardware):
+    """Five images in three shards with their seeds and pseudo-labels; the last has no mask."""
+    seeds = {"scales": [1.0], "vote_on": [NAMES[k] for k in VOTERS], "threshold": 2}
+    config = make_config(folder, classify={"dropouts": [0.1, 0.2, 0.3, 0.4]}, seeds=seeds, hardware=hardware)
+    images = []
     for number in range(5):
-        mask, seeds = make_maps(number)
-        labels, votes = vote(seeds[VOTERS])
-        photo = {"jpg": encode_jpeg(np.zeros((*SHAPE, 3), np.uint8)), "json": to_json({"labels": [1, 2]})}
-        masked = {"truth.png": encode_palette(mask)} if truth and number < 4 else {}
-        maps = {"label.png": encode_palette(labels), "votes.png": encode_gray(votes)}
-        maps["clean.png"] = encode_clean(votes >= 2)
-        samples["images"].append((f"k{number}", {**photo, **masked}))
-        samples["seeds"].append((f"k{number}", {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(seeds)}))
-        samples["pseudo"].append((f"k{number}", {"jpg": photo["jpg"], **maps, "json": photo["json"]}))
-    extra = {"images": {"truth": "digest"}, "seeds": {"seeds": NAMES}, "pseudo": {"seeds": [NAMES[k] for k in VOTERS]}}
-    folders = {"images": images_dir(config, "train"), "seeds": seeds_dir(config), "pseudo": pseudo_dir(config)}
-    for kind, folder in folders.items():
-        parts = [samples[kind][:2], samples[kind][2:4], samples[kind][4:]]
-        records = [write_shard(folder / f"{kind}-{i:05d}.tar", part) for i, part in enumerate(parts)]
-        write_index(folder, records, {"split": "train", "threshold": 2, "kind": kind}, CLASSES, kind, extra[kind])
+        fields = {"jpg": picture(number, *SHAPE), "json": to_json({"labels": [1, 2]})}
+        masked = {"truth.png": encode_palette(make_maps(number)[0])} if truth and number < 4 else {}
+        images.append((f"k{number}", {**fields, **masked}))
+    shards = [images[:2], images[2:4], images[4:]]
+    write_shards(images_dir(config, "train"), "images", shards, CLASSES, {"split": "train"}, truth="digest")
+    write_seeds(config, lambda number: make_maps(number)[1])
+    write_pseudo(config, lambda number, _: vote(make_maps(number)[1][VOTERS]), config.seeds.vote_on, threshold=2)
     return config
 
 
@@ -95,7 +75,7 @@ def mean(values):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return build(make_config(tmp_path_factory.mktemp("run")))
+    return build(tmp_path_factory.mktemp("run"))
 
 
 def test_seeds_and_vote(config):
@@ -147,13 +127,13 @@ def test_restricted_to_and_without_some_images(config):
 
 def test_workers_do_not_change_a_figure(tmp_path):
     assert (
-        seed_quality(build(make_config(tmp_path / "a", workers=2)))["thresholds"]
-        == seed_quality(build(make_config(tmp_path / "b")))["thresholds"]
+        seed_quality(build(tmp_path / "a", workers=2))["thresholds"]
+        == seed_quality(build(tmp_path / "b"))["thresholds"]
     )
 
 
 def test_written_and_read_back_until_something_changes(tmp_path):
-    config = build(make_config(tmp_path))
+    config = build(tmp_path)
     path = run_dir(config) / "seeds" / "quality.json"
     first = seed_quality(config)
     assert json.loads(path.read_text()) == first
@@ -166,11 +146,11 @@ def test_written_and_read_back_until_something_changes(tmp_path):
 
 
 def test_no_masks(tmp_path):
-    assert seed_quality(build(make_config(tmp_path), truth=False)) is None
+    assert seed_quality(build(tmp_path, truth=False)) is None
 
 
 def test_dropped_seed_shards(tmp_path):
-    config = build(make_config(tmp_path))
+    config = build(tmp_path)
     (seeds_dir(config) / "index.json").unlink()
     quality = seed_quality(config)
     assert quality["seeds"] == {}
@@ -180,7 +160,7 @@ def test_dropped_seed_shards(tmp_path):
 
 
 def test_without_pseudo_labels(tmp_path):
-    config = build(make_config(tmp_path))
+    config = build(tmp_path)
     (pseudo_dir(config) / "index.json").unlink()
     with pytest.raises(ShardError, match="distwsss seeds"):
         seed_quality(config)

@@ -18,7 +18,7 @@ from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import save_pretrained
 from distwsss.runtime.device import pick_device
-from helpers.evaluation_run import flip_a_bit, make_config, write_segmenter
+from helpers.small import flip_a_bit, make_config, write_segmenter
 
 CLASSES = ["background", "cat", "dog"]
 

@@ -13,7 +13,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_shards import make_folder, make_samples
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index
@@ -24,6 +23,7 @@ from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import free_space_check, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.layout import images_dir
 from distwsss.runtime.storage import Folder, Remote, Scratch, folder_at, remove_tree, size_of, version_of
+from helpers.small import make_folder, make_samples
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -10,7 +10,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_shards import CLASSES, Samples, make_samples
 
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import iter_shard, read_fields
@@ -18,6 +17,7 @@ from distwsss.data.shards.verify import digest_problems, verified, verify
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 from distwsss.runtime.storage import Remote, Scratch
+from helpers.small import CLASSES, Samples, make_samples
 
 SHARDS = 4
 

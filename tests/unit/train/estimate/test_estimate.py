@@ -38,8 +38,8 @@ from distwsss.train.estimate.estimate import (
 from distwsss.train.estimate.fake_memory import PeakMemory, cuda_autocast_rules, fake_module
 from distwsss.train.estimate.fake_step import Stage, Way, segmenter_stage, step_cost
 from distwsss.train.optim import build_optimizer
-from helpers.evaluation_run import CLASSES, write_images
 from helpers.paths import REPOSITORY
+from helpers.small import CLASSES, write_images
 
 NAMES = [f"class {number}" for number in range(21)]
 ROWS = [f"voc12/{name}" for name in ("deeplab_v1", "deeplab_v2", "deeplab_v2_classic")]
