@@ -78,33 +78,65 @@ def config(tmp_path_factory):
     return build(tmp_path_factory.mktemp("run"))
 
 
-def test_seeds_and_vote(config):
-    quality, everything = seed_quality(config), pixels()
+def test_what_was_scored(config):
+    quality = seed_quality(config)
     assert (quality["images"], quality["split"], quality["classes"]) == (4, "train", CLASSES)
     assert list(quality["seeds"]) == NAMES
-    columns = {name: [(t, seeds[k]) for t, seeds, _, _ in everything] for k, name in enumerate(NAMES)}
-    columns["vote"] = [(t, label) for t, _, label, _ in everything]
-    for name, pairs in columns.items():
-        found = quality["aggregate"] if name == "vote" else quality["seeds"][name]
+
+
+def scores(config):
+    """Of the vote and of every seed: what was found, and (truth, label) of every labelled pixel."""
+    quality, everything = seed_quality(config), pixels()
+    yield quality["aggregate"], [(t, label) for t, _, label, _ in everything]
+    for k, name in enumerate(NAMES):
+        yield quality["seeds"][name], [(t, seeds[k]) for t, seeds, _, _ in everything]
+
+
+def test_iou_of_seeds_and_vote(config):
+    for found, pairs in scores(config):
         assert found["iou"] == pytest.approx(iou(pairs))
-        assert found["iou"][3] is None
         assert found["miou"] == pytest.approx(mean(iou(pairs)))
+
+
+def test_an_absent_class_has_no_iou(config):
+    assert all(found["iou"][3] is None for found, _ in scores(config))
+
+
+def test_agreement_of_seeds_and_vote(config):
+    for found, pairs in scores(config):
         assert found["agreement"] == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+
+
+def test_selected_is_the_best_of_each_class(config):
+    quality = seed_quality(config)
     winners = {max(NAMES, key=lambda name: quality["seeds"][name]["iou"][c]) for c in range(3)}
     assert quality["selected"] == [name for name in NAMES if name in winners]
 
 
-def test_every_threshold(config):
-    quality, everything = seed_quality(config), pixels()
-    assert [row["t"] for row in quality["thresholds"]] == [1, 2, 3]
-    for row in quality["thresholds"]:
+def rows(config):
+    """Of every threshold: its row, and (truth, label) of the clean and of the noisy pixels."""
+    everything = pixels()
+    for row in seed_quality(config)["thresholds"]:
         clean = [(t, label) for t, _, label, votes in everything if votes >= row["t"]]
         noisy = [(t, label) for t, _, label, votes in everything if votes < row["t"]]
+        yield row, clean, noisy
+
+
+def test_every_threshold_has_a_row(config):
+    assert [row["t"] for row, _, _ in rows(config)] == [1, 2, 3]
+
+
+def test_miou_and_coverage_of_the_clean_pixels(config):
+    for row, clean, noisy in rows(config):
         assert row["miou"] == pytest.approx(mean(iou(clean)))
-        assert row["coverage"] == pytest.approx(len(clean) / len(everything))
+        assert row["coverage"] == pytest.approx(len(clean) / len(clean + noisy))
+
+
+def test_shares_of_agreement_and_cleanness(config):
+    for row, clean, noisy in rows(config):
         a, d = (sum((t == p) == same for t, p in clean) for same in (True, False))
         b, c = (sum((t == p) == same for t, p in noisy) for same in (True, False))
-        shares = [count / len(everything) for count in (a, b, c, d)]
+        shares = [count / len(clean + noisy) for count in (a, b, c, d)]
         assert row["cells"] == pytest.approx(dict(zip("abcd", shares, strict=True)))
         assert sum(row["cells"].values()) == pytest.approx(1)
         within = {
@@ -116,13 +148,19 @@ def test_every_threshold(config):
         assert row["within"] == pytest.approx(within)
 
 
-def test_restricted_to_and_without_some_images(config):
+def test_restricted_to_some_images(config):
     only = seed_quality(config, keys={"k0", "k4"})
     assert only["images"] == 1  # k4 has no mask
     assert only["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([0])]))
+
+
+def test_restricted_to_images_without_masks(config):
+    assert seed_quality(config, keys={"k4"}) is None
+
+
+def test_without_some_images(config):
     rest = seed_quality(config, keys={"k0", "k1", "k3"}, exclude={"k0"})
     assert rest["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([1, 3])]))
-    assert seed_quality(config, keys={"k4"}) is None
 
 
 def test_workers_do_not_change_a_figure(tmp_path):
@@ -132,17 +170,27 @@ def test_workers_do_not_change_a_figure(tmp_path):
     )
 
 
-def test_written_and_read_back_until_something_changes(tmp_path):
+def test_written_and_read_back(tmp_path):
     config = build(tmp_path)
     path = run_dir(config) / "seeds" / "quality.json"
     first = seed_quality(config)
     assert json.loads(path.read_text()) == first
     before = path.stat().st_mtime_ns
     assert seed_quality(config) == first
-    assert seed_quality(config, keys={"k0"})["images"] == 1
     assert path.stat().st_mtime_ns == before
+
+
+def test_some_images_are_not_written(tmp_path):
+    config = build(tmp_path)
+    seed_quality(config, keys={"k0"})
+    assert not (run_dir(config) / "seeds" / "quality.json").exists()
+
+
+def test_images_left_out_make_the_record_anew(tmp_path):
+    config = build(tmp_path)
+    seed_quality(config)
     assert seed_quality(config, exclude={"k0"})["images"] == 3
-    assert json.loads(path.read_text())["images"] == 3
+    assert json.loads((run_dir(config) / "seeds" / "quality.json").read_text())["images"] == 3
 
 
 def test_no_masks(tmp_path):
