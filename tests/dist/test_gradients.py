@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dist_run import last_weights, make_shards
+from helpers.launching import make_shards
+from helpers.small import last_weights
 from torch import Tensor
 from torch.nn.functional import interpolate
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.dist_run import last_weights
+from helpers.small import last_weights
 from helpers.launching import make_shared
 from safetensors.torch import save
 

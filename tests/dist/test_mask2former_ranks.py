@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.dist_run import last_weights, make_shards
+from helpers.launching import make_shards
+from helpers.small import last_weights
 
 from distwsss.runtime.layout import run_dir
 from distwsss.train.task import segmenter_task

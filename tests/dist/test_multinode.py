@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.dist_run import last_weights
+from helpers.small import last_weights
 from helpers.launching import make_shared
 from safetensors.torch import save
 

@@ -21,8 +21,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from conftest import merged, tiny_tree
-from helpers.dist_run import last_weights
+from helpers.small import last_weights, merged, tiny_tree
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import merged, tiny_tree
+from helpers.small import merged, tiny_tree
 
 BIN = Path(sys.executable).parent
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import merged, tiny_tree
+from helpers.small import merged, tiny_tree
 
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.index import load_index

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.dist_run import make_shards
+from helpers.launching import make_shards
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

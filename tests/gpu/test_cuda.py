@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import merged, run_distwsss, tiny_tree
 from safetensors.torch import load_file
 
+from helpers.command import run_distwsss
 from helpers.paths import REPOSITORY
+from helpers.small import merged, tiny_tree
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 STEPS = 8

@@ -14,18 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
-import yaml
-from conftest import merged, tiny_tree
 from safetensors.torch import save
 
-from distwsss.config.load import check_config
-from helpers.dist_run import last_weights, make_shards
+from distwsss.config import Config
+from distwsss.data.prepare import prepare
+from distwsss.data.shards.index import load_index
+from distwsss.runtime.layout import images_dir
 from helpers.paths import REPOSITORY
+from helpers.small import last_weights, make_config, write_config, write_pseudo
 
 COMPILE = "from deepspeed.ops.op_builder import ShareMemCommBuilder; ShareMemCommBuilder().load()"
 RANK = Path(__file__).with_name("hooked_rank.py")
 Samples = list[tuple[str, str]]
+BLANK = 5  # every so many images one has no valid pixel
 
 
 def free_port() -> int:
@@ -172,10 +175,26 @@ def runs_in(folder: Path) -> Callable[..., Run]:
     return lambda name, **settings: Run(folder, name, settings)
 
 
+def make_shards(config: Config) -> None:
+    """Image shards, and pseudo-label shards whose images differ in valid and clean pixels.
+
+    Of image n of N the first n / N of the rows are noisy; every fifth image is ignored altogether.
+    """
+    prepare(config)
+    count = len(load_index(images_dir(config, "train"), "images"))
+
+    def maps(number: int, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.full_like(truth, 255) if number % BLANK == BLANK - 1 else truth
+        votes = np.full_like(labels, 2)
+        votes[: len(votes) * number // count] = 1
+        votes[labels == 255] = 0
+        return labels, votes
+
+    write_pseudo(config, maps, ["a", "b"])
+
+
 def make_shared(folder: Path, **sections: Any) -> Path:
     """`folder` with tiny.yaml and the shards to train on."""
-    tree = merged(tiny_tree(folder), sections)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    make_shards(check_config(tree))
+    write_config(folder, **sections)
+    make_shards(make_config(folder, **sections))
     return folder

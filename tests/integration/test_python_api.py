@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import merged, run_distwsss, tiny_tree
 from PIL import Image
 
 from distwsss.data.images import decode_mask
-from helpers.evaluation_run import picture
+from helpers.command import run_distwsss
 from helpers.paths import REPOSITORY
+from helpers.small import merged, picture, tiny_tree
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the page's Python ran, and what it printed. The demo is `tiny` here: seconds, not minutes."""
     folder = tmp_path_factory.mktemp("notebook")
     small = merged(tiny_tree(folder), {"name": "demo"})
-    del small["paths"]
+    del small["paths"], small["evaluate"]  # a checkpoint alone is read by the defaults
     (folder / "tiny.yaml").write_text(yaml.safe_dump(small))
     (folder / "photo.jpg").write_bytes(picture(0, 48, 64))
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)

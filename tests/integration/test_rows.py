@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_distwsss
 from safetensors.torch import load_file, save
 
 from distwsss.config import load_config
 from distwsss.models.export import from_pretrained, save_pretrained
+from helpers.command import run_distwsss
 from helpers.paths import CONFIGS
 
 SMOKE = sorted(path for folder in ("voc12", "coco14") for path in (CONFIGS / folder).glob("*_smoke.yaml"))

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import merged, tiny_tree
 from PIL import Image
 
 from distwsss.cli import main
@@ -24,6 +23,7 @@ from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime.layout import images_dir
+from helpers.small import merged, tiny_tree
 
 
 @pytest.fixture(scope="module")

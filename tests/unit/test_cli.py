@@ -10,18 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from tqdm import tqdm
 
 from distwsss import cli
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime import progress, run_folder
 from distwsss.runtime.layout import images_dir
-
-
-@pytest.fixture(autouse=True)
-def _own_handlers(monkeypatch) -> None:
-    monkeypatch.setattr(progress.log, "handlers", [])  # main's write to this test's stderr
 
 
 def test_sigterm_outside_training_is_an_interrupt(tiny_file, tmp_path: Path, monkeypatch) -> None:

@@ -85,7 +85,7 @@ def _read_copy(shard: Remote, record: ShardRecord, places: Places) -> dict[str, 
 def _read_ranges(shard: Remote, places: Places) -> dict[str, bytes]:
     """By one request for each run of neighbours: for a whole sample, or most of it, that is one."""
     found = {}
-    for fields in _neighbours(places):
+    for fields in neighbours(places):
         start = places[fields[0]][0]
         try:
             data = shard.read_range(start, sum(places[fields[-1]]) - start)
@@ -97,7 +97,7 @@ def _read_ranges(shard: Remote, places: Places) -> dict[str, bytes]:
     return {field: found[field] for field in places}
 
 
-def _neighbours(places: Places) -> list[list[str]]:
+def neighbours(places: Places) -> list[list[str]]:
     """The fields in the order of the shard, in groups with at most NEAR bytes between one and the next."""
     groups: list[list[str]] = []
     for field in sorted(places, key=lambda field: places[field]):

@@ -52,7 +52,7 @@ def make_accelerator(
             "or `classify` with launchers/torchrun_local.sh, accelerate.sh or deepspeed.sh (for one GPU: NPROC=1 and "
             "torchrun_local.sh)"
         )
-    _check_environment(hardware, accumulation, on_cpu)
+    check_environment(hardware, accumulation, on_cpu)
     _check_trackers(hardware)
     if folder is not None and not on_cpu:
         _record_nccl(folder)
@@ -93,7 +93,7 @@ def make_accelerator(
     return accelerator
 
 
-def _check_environment(hardware: HardwareSection, accumulation: int, on_cpu: bool) -> None:
+def check_environment(hardware: HardwareSection, accumulation: int, on_cpu: bool) -> None:
     """`accelerate launch` passes its own settings as variables: what contradicts ours is an error, all named.
 
     `no` and `1` are what it writes when nobody asked. Its DeepSpeed variables are taken away once they agree: the

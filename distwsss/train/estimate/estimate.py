@@ -109,13 +109,14 @@ def _stage(stage: Stage, network: str, hardware: HardwareSection, images: int | 
     split = split_batch(batch, hardware.micro_batch, 0, hardware.cards)
     micro = -(-batch // (split.world * split.accumulation))  # of the largest slice
     cost = _cost(stage, hardware, micro)
+    known = {micro: _total(cost, hardware)}
     executed = cost.flops * batch
     plain = step_cost(stage, _way(stage, hardware, 1, False)).flops * batch if hardware.activation_checkpointing else 0
     steps = _steps(stage, images)
     return Estimate(
         stage.name, network, cost.trained, cost.frozen, batch, split.world, micro, split.accumulation,
-        memory=_memory(cost, hardware),
-        largest_micro_batch=_largest(stage, hardware, card, {micro: _total(cost, hardware)}) if card else None,
+        memory=memory_of(cost, hardware),
+        largest_micro_batch=largest_micro_batch(stage, hardware, card, known) if card else None,
         images=images,
         steps_per_epoch=images / batch if images else None,
         steps=steps,
@@ -135,7 +136,7 @@ def _cost(stage: Stage, hardware: HardwareSection, micro: int) -> StepCost:
     return step_cost(stage, _way(stage, hardware, micro, hardware.activation_checkpointing))
 
 
-def _memory(cost: StepCost, hardware: HardwareSection) -> dict[str, int]:
+def memory_of(cost: StepCost, hardware: HardwareSection) -> dict[str, int]:
     """Bytes per rank by kind. DDP keeps every gradient once more in its buckets; ZeRO's partitions are not counted."""
     memory = {kind: cost.peak.get(kind, 0) for kind in MEMORY}
     memory["buckets"] = cost.gradients if hardware.cards > 1 else 0
@@ -145,10 +146,10 @@ def _memory(cost: StepCost, hardware: HardwareSection) -> dict[str, int]:
 
 
 def _total(cost: StepCost, hardware: HardwareSection) -> int:
-    return sum(_memory(cost, hardware).values())
+    return sum(memory_of(cost, hardware).values())
 
 
-def _largest(stage: Stage, hardware: HardwareSection, card: Card, totals: dict[int, int]) -> int:
+def largest_micro_batch(stage: Stage, hardware: HardwareSection, card: Card, totals: dict[int, int]) -> int:
     """The largest micro-batch, of at most a rank's share of the global batch, that fits; 0 if one image does not.
 
     totals: what is known already, by micro-batch: one. Tried: the share, then what a straight line through that and

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distwsss.config.load import check_config
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image, encode_palette
 from distwsss.data.prepare import prepare, prepare_split
@@ -26,14 +26,15 @@ from distwsss.data.shards.verify import verify
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.layout import images_dir, run_dir, shard_dir
 from helpers.paths import VOC_MINI
+from helpers.small import make_config, snapshot, write_folder
 
-SIZE = (6, 8)  # height, width
+SIZE = (6, 8)  # height, width, of `write_folder` too
 
 
-def config(root: Path | None, shards: Path, dataset: str = "folder", shard_size: int = 4, **data: Any) -> Config:
-    section = {"dataset": dataset, "root": root and str(root), **data}
-    tree = {"name": "test", "paths": {"shards": str(shards)}, "data": section, "prepare": {"shard_size": shard_size}}
-    return check_config({**tree, "hardware": {"workers": 0}})
+def settings(root: Path, folder: Path, dataset: str = "folder", shard_size: int = 4, **data: Any) -> Config:
+    """The data set of `root`; run and shards lie in `folder`."""
+    data = {"dataset": dataset, "root": str(root), **data}
+    return make_config(folder, data=data, prepare={"shard_size": shard_size})
 
 
 def pixels(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -50,22 +51,6 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     path.write_bytes(encode_palette(mask.astype(np.uint8)))
 
 
-def tree(root: Path, count: int = 10) -> Path:
-    """A folder data set: JPEG pictures, masks for the even ones, two of them the val split."""
-    rows = ["image,labels,split"]
-    for number in range(count):
-        save(root / "images" / f"p{number}.jpg", pixels(number))
-        if number % 2 == 0:
-            save_mask(root / "masks" / f"p{number}.png", np.full(SIZE, number % 3))
-        rows.append(f"p{number},{'dog' if number % 3 else 'cat dog'},{'val' if number < 2 else 'train'}")
-    (root / "tags.csv").write_text("\n".join(rows))
-    return root
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def members(folder: Path) -> dict[str, bytes]:
     """Every member of every shard, by the standard library."""
     found = {}
@@ -75,66 +60,95 @@ def members(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def refused(settings: Config) -> list[str]:
+def refused(config: Config) -> list[str]:
     with pytest.raises(DataError) as caught:
-        prepare(settings)
+        prepare(config)
     assert caught.value.exit_code == 3
-    assert not shard_dir(settings).exists(), "something was written"
+    assert not shard_dir(config).exists(), "something was written"
     return str(caught.value).splitlines()
 
 
-def test_shards_hold_what_the_folder_holds(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
-    settings = config(root, tmp_path / "shards")
-    prepare(settings)
-    assert verify(shard_dir(settings)) == []
-    train, val = (load_index(images_dir(settings, split), "images") for split in ("train", "val"))
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A data set of ten pictures and the configuration of its shards; no test changes them."""
+    folder = tmp_path_factory.mktemp("done")
+    root = write_folder(folder / "data")
+    config = settings(root, folder)
+    prepare(config)
+    return root, config
+
+
+def test_shards_verify(done: tuple[Path, Config]) -> None:
+    assert verify(shard_dir(done[1])) == []
+
+
+def test_the_index_says_what_is_in_a_split(done: tuple[Path, Config]) -> None:
+    train, val = (load_index(images_dir(done[1], split), "images") for split in ("train", "val"))
     assert train.classes == val.classes == ["background", "cat", "dog"]
     assert (train.counts, val.counts) == ([4, 4], [2])
     assert [record.name for record in train.shards] == ["images-00000.tar", "images-00001.tar"]
     assert train.extra["labels_from"] == "csv"
     assert sorted(train.all().keys()) == [f"p{number}" for number in range(2, 10)]
+
+
+def test_shards_hold_what_the_folder_holds(done: tuple[Path, Config]) -> None:
+    root, config = done
+    train = load_index(images_dir(config, "train"), "images")
     for shard, count in enumerate(train.counts):
         for position in range(count):
             key = train.key(shard, position)
             sample = read_fields(train, shard, position, ["jpg", "json"])
             number = int(key[1:])
             assert sample["jpg"] == (root / "images" / f"{key}.jpg").read_bytes()
-            assert json.loads(sample["json"]) == {
-                "labels": [2] if number % 3 else [1, 2],
-                "size": list(SIZE),
-                "name": f"{key}.jpg",
-            }
+            labels = [2] if number % 3 else [1, 2]
+            assert json.loads(sample["json"]) == {"labels": labels, "size": list(SIZE), "name": f"{key}.jpg"}
             truth = read_truth(train, shard, position)
             assert (truth is None) == (number % 2 == 1)
             assert truth is None or (truth == number % 3).all()
 
 
-def test_what_is_not_a_plain_jpeg_is_encoded_again_and_says_so(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    smooth = np.tile(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (1, 40, 3))
-    save(root / "images/p.png", smooth)
-    save(root / "images/g.jpg", smooth[..., 0])
-    cmyk = Image.fromarray(smooth).convert("CMYK")
-    cmyk.save(root / "images/c.jpg", quality=95)
+SMOOTH = np.tile(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (1, 40, 3))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Pictures that are no plain JPEG, and the members of their shard: PNG, grey, CMYK, turned by 90 degrees."""
+    folder = tmp_path_factory.mktemp("encoded")
+    images = folder / "data/images"
+    save(images / "p.png", SMOOTH)
+    save(images / "g.jpg", SMOOTH[..., 0])
+    Image.fromarray(SMOOTH).convert("CMYK").save(images / "c.jpg", quality=95)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.fromarray(smooth).save(root / "images/turned.jpg", exif=exif)
-    (root / "tags.csv").write_text("id,labels\np,dog\ng,dog\nc,dog\nturned,dog\n")
-    settings = config(root, tmp_path / "shards")
-    prepare(settings)
-    found = members(images_dir(settings, "train"))
-    about = {name: json.loads(found[f"{name}.json"]) for name in ("p", "g", "c", "turned")}
+    exif[0x0112] = 6
+    Image.fromarray(SMOOTH).save(images / "turned.jpg", exif=exif)
+    (folder / "data/tags.csv").write_text("id,labels\np,dog\ng,dog\nc,dog\nturned,dog\n")
+    config = settings(folder / "data", folder)
+    prepare(config)
+    return images, members(images_dir(config, "train"))
+
+
+def test_what_was_encoded_again_says_so(encoded: tuple[Path, dict[str, bytes]]) -> None:
+    about = {name: json.loads(encoded[1][f"{name}.json"]) for name in ("p", "g", "c", "turned")}
     assert {name: value.get("encoded_from") for name, value in about.items()} == {
         "p": "png", "g": None, "c": "jpg", "turned": None,
     }  # fmt: skip
-    assert found["g.jpg"] == (root / "images/g.jpg").read_bytes()
-    encoded = Image.open(io.BytesIO(found["p.jpg"]))
-    assert (encoded.format, encoded.mode) == ("JPEG", "RGB")
-    assert np.abs(np.asarray(encoded).astype(int) - smooth).mean() < 2
-    assert about["p"]["size"] == [32, 40]
-    assert about["turned"]["size"] == [40, 32]
-    assert decode_image(found["turned.jpg"], "turned").shape == (40, 32, 3)
+
+
+def test_a_grey_jpeg_is_kept_as_it_is(encoded: tuple[Path, dict[str, bytes]]) -> None:
+    images, found = encoded
+    assert found["g.jpg"] == (images / "g.jpg").read_bytes()
+
+
+def test_a_png_becomes_a_jpeg_of_the_same_pixels(encoded: tuple[Path, dict[str, bytes]]) -> None:
+    found = Image.open(io.BytesIO(encoded[1]["p.jpg"]))
+    assert (found.format, found.mode) == ("JPEG", "RGB")
+    assert np.abs(np.asarray(found).astype(int) - SMOOTH).mean() < 2
+    assert json.loads(encoded[1]["p.json"])["size"] == [32, 40]
+
+
+def test_a_turned_picture_has_the_size_that_is_seen(encoded: tuple[Path, dict[str, bytes]]) -> None:
+    assert json.loads(encoded[1]["turned.json"])["size"] == [40, 32]
+    assert decode_image(encoded[1]["turned.jpg"], "turned").shape == (40, 32, 3)
 
 
 def test_names_with_dots_and_folders_survive(tmp_path: Path) -> None:
@@ -143,9 +157,9 @@ def test_names_with_dots_and_folders_survive(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         save(root / "images" / name, pixels(number))
     (root / "tags.csv").write_text("id,labels\n" + "".join(f"{name},dog\n" for name in names), encoding="utf-8")
-    settings = config(root, tmp_path / "shards")
-    prepare(settings)
-    found = members(images_dir(settings, "train"))
+    config = settings(root, tmp_path)
+    prepare(config)
+    found = members(images_dir(config, "train"))
     assert {name.count(".") for name in found} == {1}
     keys = {name.partition(".")[0] for name in found}
     assert {name_from_key(key) for key in keys} == {"a.b.c", "x/y.z/img 1", "ünïcode", "100%"}
@@ -173,7 +187,7 @@ def test_every_problem_of_both_splits_at_once_by_id(tmp_path: Path) -> None:
     lines = [f"{name},dog,train" for name in [*rows, "missing"]]
     lines += ["class,wolf,train", "empty,,train", "val_range,dog,val", "gone,dog,val"]
     (root / "tags.csv").write_text("id,labels,split\n" + "\n".join(lines))
-    report = refused(config(root, tmp_path / "shards", classes=["dog", "cat"], max_pixels=8000))
+    report = refused(settings(root, tmp_path, classes=["dog", "cat"], max_pixels=8000))
     expected = {
         "train: shape.jpg: mask: found 6 x 8 pixels; allowed: 8 x 6": 1,
         "train: mode.jpg: mask: found pixel mode RGB": 1,
@@ -197,21 +211,26 @@ def test_every_problem_of_both_splits_at_once_by_id(tmp_path: Path) -> None:
 
 
 def test_a_split_list_that_repeats_an_id(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
+    root = write_folder(tmp_path / "data")
     (root / "train.txt").write_text("p3\np4\np3.jpg\n")
-    assert [line.strip() for line in refused(config(root, tmp_path / "shards"))[1:]] == [
+    assert [line.strip() for line in refused(settings(root, tmp_path))[1:]] == [
         "train: p3.jpg: duplicate id; allowed: each once"
     ]
 
 
-def test_unlabelled_train_images_are_refused_and_val_images_are_not(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
+def test_unlabelled_val_images_are_taken(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
     save(root / "images/new.jpg", pixels(99))
     (root / "val.txt").write_text("new\n")
-    prepare(config(root, tmp_path / "fine"))
-    assert json.loads(members(tmp_path / "fine/images/val")["new.json"])["labels"] is None
+    prepare(settings(root, tmp_path))
+    assert json.loads(members(tmp_path / "shards/images/val")["new.json"])["labels"] is None
+
+
+def test_unlabelled_train_images_are_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    save(root / "images/new.jpg", pixels(99))
     (root / "train.txt").write_text("new\np4\n")
-    assert "new.jpg: no image-level labels" in refused(config(root, tmp_path / "shards"))[1]
+    assert "new.jpg: no image-level labels" in refused(settings(root, tmp_path))[1]
 
 
 def test_empty_label_lists_where_allowed(tmp_path: Path) -> None:
@@ -219,59 +238,55 @@ def test_empty_label_lists_where_allowed(tmp_path: Path) -> None:
     save(root / "images/a.jpg", pixels(0))
     save(root / "images/b.jpg", pixels(1))
     (root / "tags.csv").write_text("id,labels\na,dog\nb,\n")
-    settings = config(root, tmp_path / "shards", allow_empty=True)
-    prepare(settings)
-    assert json.loads(members(images_dir(settings, "train"))["b.json"])["labels"] == []
+    config = settings(root, tmp_path, allow_empty=True)
+    prepare(config)
+    assert json.loads(members(images_dir(config, "train"))["b.json"])["labels"] == []
 
 
-def test_no_train_images_is_an_error_and_no_val_images_is_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    root = tree(tmp_path / "data")
+def test_no_val_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "distwsss"):
-        prepare(config(root, tmp_path / "shards", val_split="nothing"))
+        prepare(settings(write_folder(tmp_path / "data"), tmp_path, val_split="nothing"))
     assert "split `nothing` has no images" in caplog.text
     assert not (tmp_path / "shards/images/val").exists()
+
+
+def test_no_train_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split `nothing` has no images"):
-        prepare(config(root, tmp_path / "other", train_split="nothing"))
+        prepare(settings(write_folder(tmp_path / "data"), tmp_path, train_split="nothing"))
 
 
 def test_bytes_depend_on_neither_the_run_nor_the_order_of_the_listing(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
-    prepare(config(root, tmp_path / "first"))
+    root = write_folder(tmp_path / "data")
+    prepare(settings(root, tmp_path / "first"))
     lines = (root / "tags.csv").read_text().splitlines()
     rows = lines[1:]
     random.Random(0).shuffle(rows)
     assert rows != lines[1:]
     (root / "tags.csv").write_text("\n".join([lines[0], *rows]))
-    prepare(config(root, tmp_path / "second"))
-    first = snapshot(tmp_path / "first")
-    assert first == snapshot(tmp_path / "second")
+    prepare(settings(root, tmp_path / "second"))
+    first = snapshot(tmp_path / "first/shards")
+    assert first == snapshot(tmp_path / "second/shards")
     assert len(first) == 7
 
 
 def test_leftovers_of_an_interrupted_attempt_are_replaced(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
-    prepare(config(root, tmp_path / "first"))
-    folder = tmp_path / "second/images/train"
+    root = write_folder(tmp_path / "data")
+    prepare(settings(root, tmp_path / "first"))
+    folder = tmp_path / "second/shards/images/train"
     folder.mkdir(parents=True)
     (folder / "images-00000.tar").write_bytes(b"half")
     (folder / "images-00007.tar").write_bytes(b"of a longer list")
-    prepare(config(root, tmp_path / "second"))
-    assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
+    prepare(settings(root, tmp_path / "second"))
+    assert snapshot(tmp_path / "first/shards") == snapshot(tmp_path / "second/shards")
 
 
-def test_a_second_run_is_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    settings = config(tree(tmp_path / "data"), tmp_path / "shards")
-    prepare(settings)
-    before = {path: path.stat().st_mtime_ns for path in shard_dir(settings).rglob("*")}
+def test_a_second_run_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(write_folder(tmp_path / "data"), tmp_path)
+    prepare(config)
+    before = {path: path.stat().st_mtime_ns for path in shard_dir(config).rglob("*")}
     with caplog.at_level(logging.INFO, "distwsss"):
-        prepare(settings)
-    assert before == {path: path.stat().st_mtime_ns for path in shard_dir(settings).rglob("*")}
+        prepare(config)
+    assert before == {path: path.stat().st_mtime_ns for path in shard_dir(config).rglob("*")}
     assert "train complete, skipped" in caplog.text
     assert "val complete, skipped" in caplog.text
 
@@ -297,20 +312,20 @@ def change_picture(root: Path) -> None:
 def test_other_parameters_are_refused_by_name(
     tmp_path: Path, change: Callable[[Path], None] | None, keys: dict[str, Any], named: str
 ) -> None:
-    root = tree(tmp_path / "data")
-    prepare(config(root, tmp_path / "shards"))
+    root = write_folder(tmp_path / "data")
+    prepare(settings(root, tmp_path))
     before = snapshot(tmp_path / "shards")
     if change:
         change(root)
     with pytest.raises(ConfigError, match=named):
-        prepare(config(root, tmp_path / "shards", **keys))
+        prepare(settings(root, tmp_path, **keys))
     assert before == snapshot(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("kind", ["changed", "added", "removed"])
 def test_other_masks_are_refused_but_are_no_part_of_the_fingerprint(tmp_path: Path, kind: str) -> None:
-    root = tree(tmp_path / "data")
-    prepare(config(root, tmp_path / "shards"))
+    root = write_folder(tmp_path / "data")
+    prepare(settings(root, tmp_path))
     if kind == "changed":
         save_mask(root / "masks/p4.png", np.full(SIZE, 2))
     elif kind == "added":
@@ -319,66 +334,111 @@ def test_other_masks_are_refused_but_are_no_part_of_the_fingerprint(tmp_path: Pa
         for mask in (root / "masks").iterdir():
             mask.unlink()
     with pytest.raises(ConfigError, match="other masks"):
-        prepare(config(root, tmp_path / "shards"))
-    prepare(config(root, tmp_path / "anew"))
-    old, new = (load_index(tmp_path / name / "images/train") for name in ("shards", "anew"))
+        prepare(settings(root, tmp_path))
+    prepare(settings(root, tmp_path / "anew"))
+    old, new = (load_index(tmp_path / name / "shards/images/train") for name in (".", "anew"))
     assert old.fingerprint == new.fingerprint
     assert old.extra["truth"] != new.extra["truth"]
     assert old.all().keys() == new.all().keys()
 
 
-def test_the_folder_of_masks_is_of_the_truth_alone(tmp_path: Path) -> None:
+def test_another_folder_of_the_same_masks_is_complete(done: tuple[Path, Config], tmp_path: Path) -> None:
     """`data.masks`, as `data.crowd` and `data.sbd`, is asked for by what comes out of it."""
-    root = tree(tmp_path / "data")
-    prepare(config(root, tmp_path / "shards"))
+    root = Path(shutil.copytree(done[0], tmp_path / "data"))
     (root / "masks").rename(root / "other")
-    prepare(config(root, tmp_path / "shards", masks="other"))  # the same masks: complete
+    prepare(settings(root, tmp_path, masks="other"))
+    before = snapshot(tmp_path / "shards")
+    (root / "other").rename(root / "masks")
+    prepare(settings(root, tmp_path))
+    assert snapshot(tmp_path / "shards") == before
+
+
+def test_another_folder_of_other_masks_is_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    prepare(settings(root, tmp_path))
+    (root / "masks").rename(root / "other")
     save_mask(root / "other/p4.png", np.full(SIZE, 2))
     with pytest.raises(ConfigError, match="other masks"):
-        prepare(config(root, tmp_path / "shards", masks="other"))
-    prepare(config(root, tmp_path / "anew", masks="other"))
-    prepare(config(root, tmp_path / "none", masks="nowhere"))
-    found = [load_index(tmp_path / name / "images/train") for name in ("shards", "anew", "none")]
+        prepare(settings(root, tmp_path, masks="other"))
+
+
+def test_the_folder_of_masks_is_of_the_truth_alone(done: tuple[Path, Config], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(done[0], tmp_path / "data"))
+    (root / "masks").rename(root / "other")
+    save_mask(root / "other/p4.png", np.full(SIZE, 2))
+    configs = [done[1], settings(root, tmp_path / "anew", masks="other")]
+    configs.append(settings(root, tmp_path / "none", masks="nowhere"))
+    for config in configs[1:]:
+        prepare(config)
+    found = [load_index(images_dir(config, "train")) for config in configs]
     assert len({index.fingerprint for index in found}) == 1
     assert len({index.extra["truth"] for index in found}) == 3
 
 
-def test_labels_from_masks_is_recorded(tmp_path: Path) -> None:
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    """A picture as VOC has it, with a mask and without labels."""
     root = tmp_path / "data"
     save(root / "JPEGImages/a.jpg", pixels(0))
     save_mask(root / "SegmentationClass/a.png", np.full(SIZE, 5))
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
-    assert "labels_from: masks" in refused(config(root, tmp_path / "shards", "voc"))[0]
-    prepare(config(root, tmp_path / "shards", "voc", labels_from="masks"))
+    return root
+
+
+def test_labels_from_masks_have_to_be_asked_for(devkit: Path, tmp_path: Path) -> None:
+    assert "labels_from: masks" in refused(settings(devkit, tmp_path, "voc"))[0]
+
+
+def test_labels_from_masks_are_recorded(devkit: Path, tmp_path: Path) -> None:
+    prepare(settings(devkit, tmp_path, "voc", labels_from="masks"))
     index = load_index(tmp_path / "shards/images/train")
     assert index.extra["labels_from"] == "masks"
     assert json.loads(members(index.folder)["a.json"])["labels"] == [5]
 
 
-def test_prepare_split_serves_other_data_without_labels(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
+@pytest.fixture
+def other(tmp_path: Path) -> Config:
+    """A data set whose split `test` has a picture without labels and mask."""
+    root = write_folder(tmp_path / "data")
     save(root / "images/new.jpg", pixels(99))
     (root / "test.txt").write_text("new\np4\n")
-    settings = config(root, tmp_path / "shards")
-    folder = prepare_split(settings, "test", lambda digest: tmp_path / f"cache-{digest[:8]}")
+    return settings(root, tmp_path)
+
+
+def cached(config: Config, folder: Path) -> Path:
+    return prepare_split(config, "test", lambda digest: folder / f"cache-{digest[:8]}")
+
+
+def test_prepare_split_serves_other_data_without_labels(other: Config, tmp_path: Path) -> None:
+    folder = cached(other, tmp_path)
     assert verify(folder) == []
     assert set(load_index(folder, "images").all().keys()) == {"new", "p4"}
-    assert prepare_split(settings, "test", lambda digest: tmp_path / f"cache-{digest[:8]}") == folder
-    save_mask(root / "masks/new.png", np.full(SIZE, 1))
-    assert prepare_split(settings, "test", lambda digest: tmp_path / f"cache-{digest[:8]}") != folder
-    assert prepare_split(settings, "test", tmp_path / "fixed") == tmp_path / "fixed"
-    assert not shard_dir(settings).exists()
+    assert not shard_dir(other).exists()
+
+
+def test_prepare_split_takes_another_folder_for_other_masks(other: Config, tmp_path: Path) -> None:
+    folder = cached(other, tmp_path)
+    assert cached(other, tmp_path) == folder
+    save_mask(tmp_path / "data/masks/new.png", np.full(SIZE, 1))
+    assert cached(other, tmp_path) != folder
+
+
+def test_prepare_split_takes_a_folder_that_is_named(other: Config, tmp_path: Path) -> None:
+    assert prepare_split(other, "test", tmp_path / "fixed") == tmp_path / "fixed"
+
+
+def test_prepare_split_refuses_a_split_without_images(other: Config, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split `none` has no images"):
-        prepare_split(settings, "none", tmp_path / "none")
+        prepare_split(other, "none", tmp_path / "none")
 
 
 def test_shapes_are_prepared(tmp_path: Path) -> None:
-    settings = config(None, tmp_path / "shards", "shapes", shapes={"train": 9, "val": 3, "size": 48})
-    prepare(settings)
-    prepare(settings)
-    assert verify(shard_dir(settings)) == []
-    index = load_index(images_dir(settings, "train"), "images")
+    config = make_config(tmp_path, data={"shapes": {"train": 9, "val": 3, "size": 48}})
+    prepare(config)
+    prepare(config)
+    assert verify(shard_dir(config)) == []
+    index = load_index(images_dir(config, "train"), "images")
     assert index.counts == [4, 4, 1]
     assert index.extra["labels_from"] == "generated"
     for shard, position in ((0, 0), (2, 0)):
@@ -390,7 +450,7 @@ def test_shapes_are_prepared(tmp_path: Path) -> None:
 
 def bad_tree(root: Path) -> Path:
     """Ten pictures, of which four have problems (one of them two), one of those in the val split."""
-    tree(root)
+    write_folder(root)
     (root / "images/p1.jpg").write_bytes(b"no picture")  # val
     (root / "images/p3.jpg").unlink()
     save_mask(root / "masks/p4.png", np.full((8, 6), 9))
@@ -399,60 +459,73 @@ def bad_tree(root: Path) -> Path:
     return root
 
 
-def lines(settings: Config) -> list[dict[str, Any]]:
-    path = run_dir(settings) / "prepare/quarantine.jsonl"
+def lines(config: Config) -> list[dict[str, Any]]:
+    path = run_dir(config) / "prepare/quarantine.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def with_run(root: Path, folder: Path, **data: Any) -> Config:
-    settings = config(root, folder / "shards", **data)
-    return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run": str(folder / "run")})})
+@pytest.fixture(scope="module")
+def quarantined(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The configuration of a data set prepared without its bad images; no test changes it."""
+    folder = tmp_path_factory.mktemp("quarantined")
+    config = settings(bad_tree(folder / "data"), folder)
+    prepare(config, "quarantine")
+    return config
 
 
-def test_bad_images_are_left_out_and_listed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    settings = with_run(bad_tree(tmp_path / "data"), tmp_path)
+def test_bad_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "distwsss"):
-        prepare(settings, "quarantine")
+        prepare(settings(bad_tree(tmp_path / "data"), tmp_path), "quarantine")
     assert "prepare: train: 8 in = 5 out + 3 quarantined" in caplog.text
     assert "prepare: val: 2 in = 1 out + 1 quarantined" in caplog.text
-    assert verify(shard_dir(settings)) == []
-    train, val = (load_index(images_dir(settings, split), "images") for split in ("train", "val"))
+
+
+def test_bad_images_are_left_out(quarantined: Config) -> None:
+    assert verify(shard_dir(quarantined)) == []
+    train, val = (load_index(images_dir(quarantined, split), "images") for split in ("train", "val"))
     assert sorted(train.all().keys()) == ["p2", "p6", "p7", "p8", "p9"]
     assert val.all().keys() == ["p0"]
     assert train.parameters["quarantined"] == ["p3", "p4.jpg", "p5.jpg"]
     assert val.parameters["quarantined"] == ["p1.jpg"]
-    found = {line["id"]: line for line in lines(settings)}
+
+
+def test_bad_images_are_listed_with_every_reason(quarantined: Config) -> None:
+    found = {line["id"]: line for line in lines(quarantined)}
     assert {name: (line["split"], len(line["reasons"])) for name, line in found.items()} == {
         "p3": ("train", 1), "p4.jpg": ("train", 2), "p5.jpg": ("train", 1), "p1.jpg": ("val", 1),
     }  # fmt: skip
-    assert len(lines(settings)) == 4
+    assert len(lines(quarantined)) == 4
     assert "no image" in found["p3"]["reasons"][0]
     assert found["p4.jpg"]["reasons"][0].startswith("mask: found 6 x 8 pixels")
     assert found["p1.jpg"]["reasons"][0].startswith("found b'no picture'")
     assert all(name not in reason for name, line in found.items() for reason in line["reasons"] if name != "p3")
 
 
-def test_the_same_quarantine_is_complete_and_anything_else_is_refused(tmp_path: Path) -> None:
-    root = bad_tree(tmp_path / "data")
-    settings = with_run(root, tmp_path)
-    prepare(settings, "quarantine")
-    before, listed = snapshot(shard_dir(settings)), lines(settings)
-    prepare(settings, "quarantine")
-    assert (before, listed) == (snapshot(shard_dir(settings)), lines(settings))
+def test_the_same_quarantine_is_complete(quarantined: Config) -> None:
+    before, listed = snapshot(shard_dir(quarantined)), lines(quarantined)
+    prepare(quarantined, "quarantine")
+    assert (before, listed) == (snapshot(shard_dir(quarantined)), lines(quarantined))
+
+
+def test_without_quarantine_the_quarantined_are_refused(quarantined: Config) -> None:
     with pytest.raises(ConfigError, match=r"made without 3 bad images .*p5\.jpg.*--on-bad quarantine"):
-        prepare(settings)
+        prepare(quarantined)
+
+
+def test_another_quarantine_is_refused(tmp_path: Path) -> None:
+    root = bad_tree(tmp_path / "data")
+    config = settings(root, tmp_path)
+    prepare(config, "quarantine")
+    before = snapshot(shard_dir(config))
     (root / "images/p7.jpg").write_bytes(b"bad too")
     with pytest.raises(ConfigError, match="content: was"):
-        prepare(settings, "quarantine")
-    assert before == snapshot(shard_dir(settings))
+        prepare(config, "quarantine")
+    assert before == snapshot(shard_dir(config))
 
 
 def test_quarantine_of_good_data_changes_nothing(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
-    plain, other = with_run(root, tmp_path / "plain"), with_run(root, tmp_path / "other")
+    root = write_folder(tmp_path / "data")
+    plain, other = settings(root, tmp_path / "plain"), settings(root, tmp_path / "other")
     prepare(plain)
     prepare(other, "quarantine")
     assert snapshot(shard_dir(plain)) == snapshot(shard_dir(other))
@@ -461,45 +534,49 @@ def test_quarantine_of_good_data_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_repeated_id_is_written_once_and_quarantined_once(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data")
+    root = write_folder(tmp_path / "data")
     (root / "train.txt").write_text("p3\np4\np4.jpg\n")
-    settings = with_run(root, tmp_path)
-    prepare(settings, "quarantine")
-    assert sorted(load_index(images_dir(settings, "train")).all().keys()) == ["p3", "p4"]
-    assert [line["id"] for line in lines(settings)] == ["p4.jpg"]
-    prepare(settings, "quarantine")
+    config = settings(root, tmp_path)
+    prepare(config, "quarantine")
+    assert sorted(load_index(images_dir(config, "train")).all().keys()) == ["p3", "p4"]
+    assert [line["id"] for line in lines(config)] == ["p4.jpg"]
+    prepare(config, "quarantine")
 
 
-def test_a_split_of_bad_images_alone_and_a_data_set_that_cannot_be_read_still_fail(tmp_path: Path) -> None:
+def test_a_split_of_bad_images_alone_still_fails(tmp_path: Path) -> None:
     root = bad_tree(tmp_path / "data")
     (root / "images/p0.jpg").write_bytes(b"")
-    settings = with_run(root, tmp_path)
+    config = settings(root, tmp_path)
     with pytest.raises(DataError, match="split `val`: none of 2 images can be used") as caught:
-        prepare(settings, "quarantine")
+        prepare(config, "quarantine")
     assert "val: p1.jpg: found b'no picture'" in str(caught.value)
-    assert not shard_dir(settings).exists()
-    assert not run_dir(settings).exists()
+    assert not shard_dir(config).exists()
+    assert not run_dir(config).exists()
+
+
+def test_a_data_set_that_cannot_be_read_still_fails(tmp_path: Path) -> None:
+    root = bad_tree(tmp_path / "data")
     (root / "tags.csv").write_text("nothing\n")
     with pytest.raises(DataError, match="found header"):
-        prepare(settings, "quarantine")
+        prepare(settings(root, tmp_path), "quarantine")
 
 
 def test_an_interrupted_quarantine_keeps_the_lines_of_the_complete_split(tmp_path: Path) -> None:
-    settings = with_run(bad_tree(tmp_path / "data"), tmp_path)
-    prepare(settings, "quarantine")
-    before, listed = snapshot(tmp_path), lines(settings)
-    (images_dir(settings, "val") / "index.json").unlink()
-    prepare(settings, "quarantine")
-    assert lines(settings) == listed
+    config = settings(bad_tree(tmp_path / "data"), tmp_path)
+    prepare(config, "quarantine")
+    before, listed = snapshot(tmp_path), lines(config)
+    (images_dir(config, "val") / "index.json").unlink()
+    prepare(config, "quarantine")
+    assert lines(config) == listed
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.skipif(not VOC_MINI.is_dir(), reason="voc_mini is not here (DISTWSSS_DATA)")
 def test_voc_mini_is_prepared(tmp_path: Path) -> None:
-    settings = config(VOC_MINI, tmp_path / "shards", "voc", shard_size=64)
-    prepare(settings)
-    assert verify(shard_dir(settings)) == []
-    train, val = (load_index(images_dir(settings, split), "images") for split in ("train", "val"))
+    config = settings(VOC_MINI, tmp_path, "voc", shard_size=64)
+    prepare(config)
+    assert verify(shard_dir(config)) == []
+    train, val = (load_index(images_dir(config, split), "images") for split in ("train", "val"))
     assert (len(train), len(val)) == (490, 239)
     key = train.key(0, 0)
     assert read_fields(train, 0, 0, ["jpg"])["jpg"] == (VOC_MINI / f"JPEGImages/{key}.jpg").read_bytes()

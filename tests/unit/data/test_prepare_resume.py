@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from distwsss.config.load import check_config
 from distwsss.config.schema import Config
 from distwsss.data import prepare as prepare_stage
 from distwsss.data.images import encode_palette
@@ -25,43 +23,19 @@ from distwsss.data.shards.verify import verify
 from distwsss.errors import DataError
 from distwsss.runtime.layout import images_dir, shard_dir
 from distwsss.runtime.pool import spread
-from helpers.evaluation_run import flip_a_bit
+from helpers.small import flip_a_bit, make_config, snapshot, write_config, write_folder
 
 SIZE = (10, 14)  # height, width
 
 
-def make_data(root: Path, count: int = 12) -> Path:
-    """Pictures of three formats, masks for half of them, two pictures in the val split."""
-    rows = ["image,labels,split"]
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), np.uint8)
-        suffix = ("jpg", "png", "bmp")[number % 3]
-        Image.fromarray(pixels).save(root / "images" / f"p{number:02d}.{suffix}")
-        if number % 2:
-            (root / f"masks/p{number:02d}.png").write_bytes(encode_palette(np.full(SIZE, number % 3, np.uint8)))
-        rows.append(f"p{number:02d},{'cat' if number % 4 else 'cat dog'},{'val' if number < 2 else 'train'}")
-    (root / "tags.csv").write_text("\n".join(rows))
-    return root
+def sections(root: Path, workers: int = 0) -> dict[str, Any]:
+    """What `tiny` is here: the data set of `root`, in shards of two."""
+    data = {"dataset": "folder", "root": str(root)}
+    return {"data": data, "hardware": {"workers": workers}, "prepare": {"shard_size": 2}}
 
 
-def make_tree(root: Path, folder: Path, workers: int = 0, **data: Any) -> dict[str, Any]:
-    return {
-        "name": "test",
-        "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
-        "hardware": {"workers": workers},
-        "data": {"dataset": "folder", "root": str(root), **data},
-        "prepare": {"shard_size": 2},
-    }
-
-
-def settings(root: Path, folder: Path, workers: int = 0, **data: Any) -> Config:
-    return check_config(make_tree(root, folder, workers, **data))
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def settings(root: Path, folder: Path, workers: int = 0) -> Config:
+    return make_config(folder, **sections(root, workers))
 
 
 def written(folder: Path) -> dict[str, tuple[int, int]]:
@@ -71,7 +45,8 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "data")
+    """Pictures of three formats, masks for half of them, two pictures in the val split."""
+    return write_folder(tmp_path_factory.mktemp("data") / "data", 12, SIZE, ("jpg", "png", "bmp"))
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +64,7 @@ def run(distwsss, data: Path, tmp_path: Path) -> Callable[..., Any]:
     """run(workers=0, fault=None): `distwsss prepare` in a process, into tmp_path."""
 
     def start(workers: int = 0, fault: str | None = None) -> Any:
-        (tmp_path / "test.yaml").write_text(yaml.safe_dump(make_tree(data, tmp_path, workers)))
-        return distwsss("prepare", "--config", tmp_path / "test.yaml", fault=fault)
+        return distwsss("prepare", "--config", write_config(tmp_path, **sections(data, workers)), fault=fault)
 
     return start
 
@@ -139,12 +113,12 @@ def test_a_killed_worker_is_one_error_and_its_shard_is_made_later(
     assert snapshot(tmp_path / "shards") == undisturbed
 
 
-def test_work_is_done_by_as_many_processes_as_are_asked_for() -> None:
-    for workers in (0, 1, 3):
-        asked = list(spread(os.path.realpath, ["/proc/self"] * 12, workers))
-        own = {name for _, name in asked} == {f"/proc/{os.getpid()}"}
-        assert own == (workers < 2)
-        assert len(asked) == 12
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_work_is_done_by_as_many_processes_as_are_asked_for(workers: int) -> None:
+    asked = list(spread(os.path.realpath, ["/proc/self"] * 12, workers))
+    own = {name for _, name in asked} == {f"/proc/{os.getpid()}"}
+    assert own == (workers < 2)
+    assert len(asked) == 12
 
 
 def test_processes_do_not_change_a_byte(data: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
@@ -196,32 +170,32 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return make
 
 
-def shard_of_p11(folder: Path) -> Path:
-    """Of the published shards the one that holds picture p11, of which the tests below change something."""
+def shard_of_p2(folder: Path) -> Path:
+    """Of the published shards the one that holds picture p2, of which the tests below change something."""
     for name in KEPT:
         with tarfile.open(folder / name) as tar:
-            if "p11.json" in tar.getnames():
+            if "p2.json" in tar.getnames():
                 return folder / name
-    raise AssertionError("p11 is in none of them")
+    raise AssertionError("p2 is in none of them")
 
 
 def change_picture(root: Path, folder: Path) -> None:
     """Other pixels, as many bytes."""
-    path, before = root / "images/p11.bmp", (root / "images/p11.bmp").stat().st_size
+    path, before = root / "images/p2.bmp", (root / "images/p2.bmp").stat().st_size
     Image.fromarray(np.full((*SIZE, 3), 7, np.uint8)).save(path)
     assert path.stat().st_size == before
 
 
 def change_mask(root: Path, folder: Path) -> None:
-    (root / "masks/p11.png").write_bytes(encode_palette(np.full(SIZE, 255, np.uint8)))
+    (root / "masks/p2.png").write_bytes(encode_palette(np.full(SIZE, 255, np.uint8)))
 
 
 def damage_shard(root: Path, folder: Path) -> None:
-    flip_a_bit(shard_of_p11(folder))
+    flip_a_bit(shard_of_p2(folder))
 
 
 def damage_record(root: Path, folder: Path) -> None:
-    record = folder / f"{shard_of_p11(folder).name}.json"
+    record = folder / f"{shard_of_p2(folder).name}.json"
     record.write_bytes(record.read_bytes()[:-40])
 
 
@@ -232,7 +206,7 @@ def test_only_the_shard_that_is_concerned_is_made_anew(
     root = Path(shutil.copytree(data, tmp_path / "data"))
     config = settings(root, tmp_path)
     folder = attempt(config)
-    owner = shard_of_p11(folder).name
+    owner = shard_of_p2(folder).name
     before = written(folder)
     change(root, folder)
     prepare(config)
@@ -243,13 +217,13 @@ def test_only_the_shard_that_is_concerned_is_made_anew(
     assert snapshot(tmp_path / "shards") == snapshot(tmp_path / "fresh/shards")
 
 
-def change_labels(tree: dict[str, Any], root: Path) -> None:
+def change_labels(changed: dict[str, Any], root: Path) -> None:
     text = (root / "tags.csv").read_text()
-    (root / "tags.csv").write_text(text.replace("p11,cat", "p11,dog"))
+    (root / "tags.csv").write_text(text.replace("p2,dog", "p2,cat"))
 
 
-def change_size(tree: dict[str, Any], root: Path) -> None:
-    tree["prepare"] = {"shard_size": 3}
+def change_size(changed: dict[str, Any], root: Path) -> None:
+    changed["prepare"] = {"shard_size": 3}
 
 
 @pytest.mark.parametrize("change", [change_labels, change_size])
@@ -261,9 +235,9 @@ def test_other_parameters_start_anew(
     folder = attempt(settings(root, tmp_path))
     before = written(folder)
     for place in (tmp_path, tmp_path / "fresh"):
-        tree = make_tree(root, place)
-        change(tree, root)
-        prepare(check_config(tree))
+        changed = sections(root)
+        change(changed, root)
+        prepare(make_config(place, **changed))
     after = written(folder)
     assert not set(before.values()) & set(after.values())
     assert snapshot(tmp_path / "shards") == snapshot(tmp_path / "fresh/shards")
@@ -271,7 +245,7 @@ def test_other_parameters_start_anew(
 
 def test_an_interrupted_quarantine_leaves_out_and_lists_the_same(data: Path, attempt, tmp_path: Path) -> None:
     root = Path(shutil.copytree(data, tmp_path / "data"))
-    (root / "images/p03.jpg").write_bytes(b"no picture")
+    (root / "images/p3.jpg").write_bytes(b"no picture")
     (root / "tags.csv").write_text((root / "tags.csv").read_text() + "\nother,dog,train")
     prepare(settings(root, tmp_path / "fresh"), "quarantine")
     config = settings(root, tmp_path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from pydensecrf.utils import unary_from_softmax
 
 from distwsss.config.crf import CRFParams
 from distwsss.config.schema import Config
-from distwsss.data.images import decode_image, encode_palette
+from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare_split
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields
@@ -27,13 +31,7 @@ from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, crf_planes, predict_probabilities
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import images_dir, run_dir
-from distwsss.runtime.progress import log
-from helpers.evaluation_run import CLASSES, flip_a_bit, make_config, make_truth, picture, write_images, write_segmenter
-
-
-@pytest.fixture(autouse=True)
-def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "propagate", True)  # the command line, where another test ran it, switches this off
+from helpers.small import CLASSES, flip_a_bit, make_config, picture, write_folder, write_images, write_segmenter
 
 
 def count_by_hand(predictions: list[np.ndarray], truths: list[np.ndarray], classes: int) -> list[list[int]]:
@@ -69,28 +67,62 @@ def predictions(config: Config, folder: Path, multi_scale: bool) -> list[np.ndar
     return found
 
 
-def test_matrices_equal_counting_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = make_config(tmp_path, hardware={"workers": 2})
-    masks, folder = write_images(config, "val", 5), write_segmenter(config)
-    record = evaluate(config)
+@dataclass(frozen=True)
+class Scored:
+    """A segmenter evaluated on five images: where, the masks, its checkpoint, the record, what was printed."""
+
+    root: Path
+    config: Config
+    masks: list[np.ndarray]
+    checkpoint: Path
+    record: dict[str, Any]
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    root = tmp_path_factory.mktemp("scored")
+    config = make_config(root, hardware={"workers": 2})
+    masks, checkpoint = write_images(config, "val", 5), write_segmenter(config)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        record = evaluate(config)
     assert record is not None
-    for name, multi_scale in (("single", False), ("multi", True)):
-        assert record["confusion"][name] == count_by_hand(predictions(config, folder, multi_scale), masks, 3)
-    pixels = sum(int((mask != 255).sum()) for mask in masks)
-    for name, matrix in record["confusion"].items():
+    return Scored(root, config, masks, checkpoint, record, printed.getvalue())
+
+
+@pytest.mark.parametrize(("name", "multi_scale"), [("single", False), ("multi", True)])
+def test_matrices_equal_counting_by_hand(scored: Scored, name: str, multi_scale: bool) -> None:
+    predicted = predictions(scored.config, scored.checkpoint, multi_scale)
+    assert scored.record["confusion"][name] == count_by_hand(predicted, scored.masks, 3)
+
+
+def test_every_matrix_counts_the_labelled_pixels(scored: Scored) -> None:
+    pixels = sum(int((mask != 255).sum()) for mask in scored.masks)
+    assert {name: np.sum(matrix) for name, matrix in scored.record["confusion"].items()} == dict.fromkeys(
+        ["single", "single_crf", "multi", "multi_crf"], pixels
+    )
+
+
+def test_iou_is_that_of_the_matrix(scored: Scored) -> None:
+    for name, matrix in scored.record["confusion"].items():
         matrix = np.array(matrix)
-        assert matrix.sum() == pixels, name
         square = matrix[:, :3]
         union = matrix.sum(1) + square.sum(0) - np.diag(square)
-        assert np.allclose(record["iou"][name], np.diag(square) / union)
-        assert record["miou"][name] == pytest.approx(np.mean(np.diag(square) / union))
-    printed = capsys.readouterr().out
-    assert "list val: 5 of 5 images scored" in printed
-    assert "step-00000010 (step 10): labels vote, t = 2, loss hybrid, temperature 1.0" in printed
+        assert np.allclose(scored.record["iou"][name], np.diag(square) / union)
+        assert scored.record["miou"][name] == pytest.approx(np.mean(np.diag(square) / union))
+
+
+def test_what_is_printed(scored: Scored) -> None:
+    assert "list val: 5 of 5 images scored" in scored.printed
+    assert "step-00000010 (step 10): labels vote, t = 3, loss hybrid, temperature 1.0" in scored.printed
     for name in CLASSES:
-        assert name in printed
-    assert printed.count("+ CRF") == 2
-    assert json.loads((run_dir(config) / "evaluate" / "val.json").read_text())["miou"] == record["miou"]
+        assert name in scored.printed
+    assert scored.printed.count("+ CRF") == 2
+
+
+def test_the_record_is_written(scored: Scored) -> None:
+    written = json.loads((run_dir(scored.config) / "evaluate" / "val.json").read_text())
+    assert written == json.loads(json.dumps(scored.record))
 
 
 def test_sliding_windows_are_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,16 +185,18 @@ def test_a_crf_gets_only_the_planes_it_uses_and_says_the_same() -> None:
     assert (found == plain_crf(image, probabilities, params)).mean() >= 0.99
 
 
-def test_pool_is_bounded_ordered_and_reports_a_killed_worker() -> None:
+def test_a_bounded_pool_keeps_the_order() -> None:
     seen: list[int] = []
     with bounded_pool(2) as submit:
         for number in range(9):
             submit(seen.append, abs, -number)
     assert seen == list(range(9))
 
+
+def test_a_bounded_pool_reports_a_killed_worker() -> None:
     def run_killed() -> None:
         with bounded_pool(1) as submit:
-            submit(seen.append, _die)
+            submit(print, _die)
 
     with pytest.raises(RunError, match="child process was killed"):
         run_killed()
@@ -172,24 +206,26 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_complete_is_skipped_and_other_parameters_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_what_is_complete_is_skipped_and_printed_again(
+    scored: Scored, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = make_config(tmp_path)
-    write_images(config, "val", 2)
-    folder = write_segmenter(config)
-    first, printed = evaluate(config), capsys.readouterr().out
-    written = (run_dir(config) / "evaluate" / "val.json").stat().st_mtime_ns
+    path = run_dir(scored.config) / "evaluate" / "val.json"
+    written = path.stat().st_mtime_ns
     with caplog.at_level("INFO", "distwsss"):
-        assert evaluate(config) == json.loads(json.dumps(first))
+        assert evaluate(scored.config) == json.loads(json.dumps(scored.record))
     assert "evaluate: complete, skipped" in caplog.text
-    assert capsys.readouterr().out == printed
-    assert (run_dir(config) / "evaluate" / "val.json").stat().st_mtime_ns == written
-    other = make_config(tmp_path, evaluate={"scales": [1.0]})
+    assert capsys.readouterr().out == scored.printed
+    assert path.stat().st_mtime_ns == written
+
+
+def test_other_parameters_are_refused(scored: Scored) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.scales"):
-        evaluate(other)
-    assert evaluate(config, checkpoint=folder) is not None  # an explicit checkpoint has a record of its own
-    assert len(list((run_dir(config) / "evaluate").glob("val-step-00000010-*.json"))) == 1
+        evaluate(make_config(scored.root, evaluate={"scales": [1.0]}))
+
+
+def test_an_explicit_checkpoint_has_a_record_of_its_own(scored: Scored) -> None:
+    assert evaluate(scored.config, checkpoint=scored.checkpoint) is not None
+    assert len(list((run_dir(scored.config) / "evaluate").glob("val-step-00000010-*.json"))) == 1
 
 
 def test_without_crf_there_are_no_crf_columns(tmp_path: Path) -> None:
@@ -256,28 +292,15 @@ def test_notes_say_where_labels_come_from(tmp_path: Path, capsys: pytest.Capture
     assert "not comparable with published VOC figures" in printed
 
 
-def make_folder_data(root: Path, count: int, seed: int) -> None:
-    """A `folder` data set with masks: split `test`."""
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    lines = ["image,labels,split"]
-    for number in range(count):
-        (root / "images" / f"p{number}.jpg").write_bytes(picture(seed + number))
-        (root / "masks" / f"p{number}.png").write_bytes(encode_palette(make_truth(seed + number)))
-        lines.append(f"p{number}.jpg,cat,test")
-    (root / "tags.csv").write_text("\n".join(lines) + "\n")
-
-
 def test_other_data_is_prepared_beside_the_run_once(tmp_path: Path) -> None:
     config = make_config(tmp_path, evaluate={"crf": None})
     write_segmenter(config)
-    roots = [tmp_path / "a", tmp_path / "b"]
-    for seed, root in enumerate(roots):
-        make_folder_data(root, 2 + seed, 10 * seed)
+    for root, count in ((tmp_path / "a", 2), (tmp_path / "b", 4)):
+        write_folder(root, count, splits=lambda number: "test")
         data = {"dataset": "folder", "root": str(root), "classes": ["cat", "dog"], "val_split": "nothing"}
         record = evaluate(make_config(tmp_path, evaluate={"crf": None}, data=data), "test")
         assert record is not None
-        assert (record["data"], record["split"], record["scored"]) == (root.name, "test", 2 + seed)
+        assert (record["data"], record["split"], record["scored"]) == (root.name, "test", count // 2)  # masks of these
     made = sorted(path.name for path in (run_dir(config) / "evaluate").iterdir())
     assert len([name for name in made if name.startswith("images-test-")]) == 2
     assert len([name for name in made if name.startswith("test-") and name.endswith(".json")]) == 2
@@ -285,7 +308,7 @@ def test_other_data_is_prepared_beside_the_run_once(tmp_path: Path) -> None:
 
 def test_naming_the_runs_own_data_uses_its_shards(tmp_path: Path) -> None:
     """--set data.root=PATH is also how a run's own data is found: nothing is prepared twice."""
-    make_folder_data(tmp_path / "own", 2, 0)
+    write_folder(tmp_path / "own", 2, splits=lambda number: "test")
     data = {"dataset": "folder", "root": str(tmp_path / "own"), "classes": ["cat", "dog"], "val_split": "test"}
     config = make_config(tmp_path, evaluate={"crf": None}, data=data)
     prepare_split(config, "test", images_dir(config, "val"))
@@ -294,13 +317,27 @@ def test_naming_the_runs_own_data_uses_its_shards(tmp_path: Path) -> None:
     assert [path.name for path in (run_dir(config) / "evaluate").iterdir()] == ["val.json"]
 
 
-def test_what_a_foreign_checkpoint_was_trained_with_is_read_from_it(tmp_path: Path) -> None:
-    config, folder = make_config(tmp_path), tmp_path / "elsewhere"
+def trainer(**train: object) -> str:
+    return json.dumps({"step": 7, "parameters": {"train": train}})
+
+
+@pytest.mark.parametrize(
+    ("written", "described"),
+    [
+        (None, {}),
+        (
+            trainer(labels="vote", loss="positive", temperature=0.5, vote_threshold=4),
+            {"step": 7, "labels": "vote", "loss": "positive", "temperature": 0.5, "t": 4},
+        ),
+        ("{ cut", {}),
+    ],
+    ids=["no trainer.json", "trainer.json", "damaged"],
+)
+def test_what_a_foreign_checkpoint_was_trained_with_is_read_from_it(
+    tmp_path: Path, written: str | None, described: dict[str, Any]
+) -> None:
+    folder = tmp_path / "elsewhere"
     folder.mkdir()
-    assert describe_checkpoint(config, folder) == {"folder": "elsewhere"}
-    settings = {"labels": "vote", "loss": "positive", "temperature": 0.5, "vote_threshold": 4}
-    (folder / "trainer.json").write_text(json.dumps({"step": 7, "parameters": {"train": settings}}))
-    wanted = {"folder": "elsewhere", "step": 7, "labels": "vote", "loss": "positive", "temperature": 0.5, "t": 4}
-    assert describe_checkpoint(config, folder) == wanted
-    (folder / "trainer.json").write_text("{ cut")
-    assert describe_checkpoint(config, folder) == {"folder": "elsewhere"}
+    if written is not None:
+        (folder / "trainer.json").write_text(written)
+    assert describe_checkpoint(make_config(tmp_path), folder) == {"folder": "elsewhere", **described}

@@ -18,7 +18,7 @@ from distwsss.inference.postprocess import crf_labels
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.export import from_pretrained
-from helpers.evaluation_run import make_config, picture, write_segmenter
+from helpers.small import make_config, picture, write_segmenter
 
 
 @pytest.fixture
@@ -32,22 +32,24 @@ def everything(folder: Path) -> list[str]:
 
 
 def test_files_and_folders_keep_their_names(run: tuple[Config, Path], tmp_path: Path) -> None:
-    config, checkpoint = run
-    photos = tmp_path / "photos"
+    photos, output = tmp_path / "photos", tmp_path / "out"
     for name in ("a.jpg", "sub/b.v2.JPG", "sub/deep/c.jpeg"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).write_bytes(picture(len(name), 40, 56))
     (photos / "notes.txt").write_text("not a picture")
     (tmp_path / "single.jpg").write_bytes(picture(9))
-    output = tmp_path / "out"
-    written = predict(open_segmenter(config), [photos, tmp_path / "single.jpg"], output)
+    written = predict(open_segmenter(run[0]), [photos, tmp_path / "single.jpg"], output)
     names = ["a", "single", "sub/b.v2", "sub/deep/c"]
     assert everything(output) == sorted(f"{name}{end}" for name in names for end in (".png", ".overlay.jpg"))
     assert sorted(written) == sorted(output / f"{name}.png" for name in names)
-    model = from_pretrained(checkpoint)
-    image = decode_image((photos / "a.jpg").read_bytes(), "a")
-    stored = (output / "a.png").read_bytes()
-    wanted = predict_probabilities(model, image, Views()).argmax(0).numpy()
+
+
+def test_a_map_holds_the_most_probable_classes_in_vocs_colours(run: tuple[Config, Path], tmp_path: Path) -> None:
+    config, checkpoint = run
+    (tmp_path / "a.jpg").write_bytes(picture(5, 40, 56))
+    predict(open_segmenter(config), [tmp_path / "a.jpg"], tmp_path / "out")
+    image, stored = decode_image((tmp_path / "a.jpg").read_bytes(), "a"), (tmp_path / "out/a.png").read_bytes()
+    wanted = predict_probabilities(from_pretrained(checkpoint), image, Views()).argmax(0).numpy()
     assert np.array_equal(decode_mask(stored, "a.png"), wanted)
     opened = Image.open(io.BytesIO(stored))
     assert opened.mode == "P"
@@ -87,7 +89,12 @@ def test_clashing_names_are_refused(run: tuple[Config, Path], tmp_path: Path) ->
     with pytest.raises(DataError, match=r"two/a\.jpg: its output would overwrite that of .*one/a\.jpg"):
         predict(open_segmenter(config), [tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     assert everything(tmp_path / "out") == ["a.overlay.jpg", "a.png"]
-    assert len(predict(open_segmenter(config), [tmp_path / "one", tmp_path / "one" / "a.jpg"], tmp_path / "again")) == 1
+
+
+def test_a_picture_given_twice_is_done_once(run: tuple[Config, Path], tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a.jpg").write_bytes(picture(1))
+    assert len(predict(open_segmenter(run[0]), [tmp_path / "one", tmp_path / "one/a.jpg"], tmp_path / "out")) == 1
 
 
 def test_inputs_are_never_overwritten(run: tuple[Config, Path], tmp_path: Path) -> None:
@@ -125,29 +132,43 @@ def test_nothing_is_written_through_a_link_out_of_the_output(run: tuple[Config, 
     assert everything(outside) == []
 
 
-def test_what_cannot_start(run: tuple[Config, Path], tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(picture(1))
+def test_a_folder_without_pictures_is_an_error(run: tuple[Config, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no picture in it"):
         predict(open_segmenter(run[0]), [tmp_path / "empty"], tmp_path / "out")
-    without = make_config(tmp_path, evaluate={"crf": None})
+
+
+def test_a_crf_that_is_not_configured_is_an_error(run: tuple[Config, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    without = open_segmenter(make_config(tmp_path, evaluate={"crf": None}))
     with pytest.raises(ConfigError, match=r"evaluate\.crf"):
-        predict(open_segmenter(without), [tmp_path / "a.jpg"], tmp_path / "out", crf=True)
-    for output in (tmp_path / "a.jpg", tmp_path / "a.jpg" / "sub"):
-        with pytest.raises(ConfigError, match=r"--output .*a\.jpg.*: cannot be a folder"):
-            predict(open_segmenter(run[0]), [tmp_path / "a.jpg"], output)
+        predict(without, [tmp_path / "a.jpg"], tmp_path / "out", crf=True)
+
+
+@pytest.mark.parametrize("output", ["a.jpg", "a.jpg/sub"])
+def test_an_output_that_cannot_be_a_folder_is_an_error(run: tuple[Config, Path], tmp_path: Path, output: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    with pytest.raises(ConfigError, match=r"--output .*a\.jpg.*: cannot be a folder"):
+        predict(open_segmenter(run[0]), [tmp_path / "a.jpg"], tmp_path / output)
     assert (tmp_path / "a.jpg").read_bytes() == picture(1)
+
+
+def test_without_a_segmenter(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="run `distwsss train` first"):
-        open_segmenter(make_config(tmp_path / "untrained"))
+        open_segmenter(make_config(tmp_path))
 
 
-def test_overlay_leaves_background_and_names_the_classes() -> None:
-    image = np.full((10, 60, 3), 200, dtype=np.uint8)
-    labels = np.zeros((10, 60), dtype=np.uint8)
+def test_an_overlay_leaves_background_and_mixes_colours() -> None:
+    image, labels = np.full((10, 60, 3), 200, dtype=np.uint8), np.zeros((10, 60), dtype=np.uint8)
     labels[:, 30:] = 2
     mixed = overlay(image, labels, strength=0.5)
     assert np.array_equal(mixed[:, :30], image[:, :30])
     assert mixed[0, 59].tolist() == [100, 164, 100]  # half of grey 200, half of VOC's (0, 128, 0)
-    framed = np.array(with_legend(mixed, labels, ["background", "cat", "dog"]))
+
+
+def test_a_legend_names_the_classes_that_are_there() -> None:
+    image, labels = np.full((10, 60, 3), 200, dtype=np.uint8), np.zeros((10, 60), dtype=np.uint8)
+    labels[:, 30:] = 2
+    framed = np.array(with_legend(image, labels, ["background", "cat", "dog"]))
     assert framed.shape == (26, 60, 3)
     assert (framed[10:] == [0, 128, 0]).all(axis=2).sum() == 11 * 11  # the swatch of the one class present

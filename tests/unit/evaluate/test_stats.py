@@ -6,32 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from distwsss.config.load import check_config
-from distwsss.data.images import encode_clean, encode_gray, encode_jpeg, encode_palette
-from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.data.images import encode_palette
 from distwsss.errors import ShardError
 from distwsss.evaluate.stats import print_quality, seed_quality
 from distwsss.maths.vote import vote
 from distwsss.runtime.artifacts import to_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir
+from helpers.small import make_config, picture, write_pseudo, write_seeds, write_shards
 
 CLASSES = ["background", "cat", "dog", "owl"]  # no owl anywhere
 NAMES = ["0.10-1.00", "0.20-1.00", "0.30-1.00", "0.40-1.00"]
 VOTERS = [0, 3, 1]
 SHAPE = (6, 7)
-
-
-def make_config(folder, **hardware):
-    return check_config(
-        {
-            "name": "small",
-            "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
-            "data": {"dataset": "shapes"},
-            "hardware": {"device": "cpu", "workers": 0, **hardware},
-            "classify": {"dropouts": [0.1, 0.2, 0.3, 0.4]},
-            "seeds": {"scales": [1.0], "vote_on": [NAMES[k] for k in VOTERS], "threshold": 2},
-        }
-    )
 
 
 def make_maps(number):
@@ -46,25 +32,19 @@ def make_maps(number):
     return truth, seeds
 
 
-def build(config, truth=True):
-    """Five images in three shards; the last has no mask."""
-    samples = {"images": [], "seeds": [], "pseudo": []}
+def build(folder, truth=True, **hardware):
+    """Five images in three shards with their seeds and pseudo-labels; the last has no mask."""
+    seeds = {"scales": [1.0], "vote_on": [NAMES[k] for k in VOTERS], "threshold": 2}
+    config = make_config(folder, classify={"dropouts": [0.1, 0.2, 0.3, 0.4]}, seeds=seeds, hardware=hardware)
+    images = []
     for number in range(5):
-        mask, seeds = make_maps(number)
-        labels, votes = vote(seeds[VOTERS])
-        photo = {"jpg": encode_jpeg(np.zeros((*SHAPE, 3), np.uint8)), "json": to_json({"labels": [1, 2]})}
-        masked = {"truth.png": encode_palette(mask)} if truth and number < 4 else {}
-        maps = {"label.png": encode_palette(labels), "votes.png": encode_gray(votes)}
-        maps["clean.png"] = encode_clean(votes >= 2)
-        samples["images"].append((f"k{number}", {**photo, **masked}))
-        samples["seeds"].append((f"k{number}", {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(seeds)}))
-        samples["pseudo"].append((f"k{number}", {"jpg": photo["jpg"], **maps, "json": photo["json"]}))
-    extra = {"images": {"truth": "digest"}, "seeds": {"seeds": NAMES}, "pseudo": {"seeds": [NAMES[k] for k in VOTERS]}}
-    folders = {"images": images_dir(config, "train"), "seeds": seeds_dir(config), "pseudo": pseudo_dir(config)}
-    for kind, folder in folders.items():
-        parts = [samples[kind][:2], samples[kind][2:4], samples[kind][4:]]
-        records = [write_shard(folder / f"{kind}-{i:05d}.tar", part) for i, part in enumerate(parts)]
-        write_index(folder, records, {"split": "train", "threshold": 2, "kind": kind}, CLASSES, kind, extra[kind])
+        fields = {"jpg": picture(number, *SHAPE), "json": to_json({"labels": [1, 2]})}
+        masked = {"truth.png": encode_palette(make_maps(number)[0])} if truth and number < 4 else {}
+        images.append((f"k{number}", {**fields, **masked}))
+    shards = [images[:2], images[2:4], images[4:]]
+    write_shards(images_dir(config, "train"), "images", shards, CLASSES, {"split": "train"}, truth="digest")
+    write_seeds(config, lambda number: make_maps(number)[1])
+    write_pseudo(config, lambda number, _: vote(make_maps(number)[1][VOTERS]), config.seeds.vote_on, threshold=2)
     return config
 
 
@@ -95,36 +75,68 @@ def mean(values):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return build(make_config(tmp_path_factory.mktemp("run")))
+    return build(tmp_path_factory.mktemp("run"))
 
 
-def test_seeds_and_vote(config):
-    quality, everything = seed_quality(config), pixels()
+def test_what_was_scored(config):
+    quality = seed_quality(config)
     assert (quality["images"], quality["split"], quality["classes"]) == (4, "train", CLASSES)
     assert list(quality["seeds"]) == NAMES
-    columns = {name: [(t, seeds[k]) for t, seeds, _, _ in everything] for k, name in enumerate(NAMES)}
-    columns["vote"] = [(t, label) for t, _, label, _ in everything]
-    for name, pairs in columns.items():
-        found = quality["aggregate"] if name == "vote" else quality["seeds"][name]
+
+
+def scores(config):
+    """Of the vote and of every seed: what was found, and (truth, label) of every labelled pixel."""
+    quality, everything = seed_quality(config), pixels()
+    yield quality["aggregate"], [(t, label) for t, _, label, _ in everything]
+    for k, name in enumerate(NAMES):
+        yield quality["seeds"][name], [(t, seeds[k]) for t, seeds, _, _ in everything]
+
+
+def test_iou_of_seeds_and_vote(config):
+    for found, pairs in scores(config):
         assert found["iou"] == pytest.approx(iou(pairs))
-        assert found["iou"][3] is None
         assert found["miou"] == pytest.approx(mean(iou(pairs)))
+
+
+def test_an_absent_class_has_no_iou(config):
+    assert all(found["iou"][3] is None for found, _ in scores(config))
+
+
+def test_agreement_of_seeds_and_vote(config):
+    for found, pairs in scores(config):
         assert found["agreement"] == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+
+
+def test_selected_is_the_best_of_each_class(config):
+    quality = seed_quality(config)
     winners = {max(NAMES, key=lambda name: quality["seeds"][name]["iou"][c]) for c in range(3)}
     assert quality["selected"] == [name for name in NAMES if name in winners]
 
 
-def test_every_threshold(config):
-    quality, everything = seed_quality(config), pixels()
-    assert [row["t"] for row in quality["thresholds"]] == [1, 2, 3]
-    for row in quality["thresholds"]:
+def rows(config):
+    """Of every threshold: its row, and (truth, label) of the clean and of the noisy pixels."""
+    everything = pixels()
+    for row in seed_quality(config)["thresholds"]:
         clean = [(t, label) for t, _, label, votes in everything if votes >= row["t"]]
         noisy = [(t, label) for t, _, label, votes in everything if votes < row["t"]]
+        yield row, clean, noisy
+
+
+def test_every_threshold_has_a_row(config):
+    assert [row["t"] for row, _, _ in rows(config)] == [1, 2, 3]
+
+
+def test_miou_and_coverage_of_the_clean_pixels(config):
+    for row, clean, noisy in rows(config):
         assert row["miou"] == pytest.approx(mean(iou(clean)))
-        assert row["coverage"] == pytest.approx(len(clean) / len(everything))
+        assert row["coverage"] == pytest.approx(len(clean) / len(clean + noisy))
+
+
+def test_shares_of_agreement_and_cleanness(config):
+    for row, clean, noisy in rows(config):
         a, d = (sum((t == p) == same for t, p in clean) for same in (True, False))
         b, c = (sum((t == p) == same for t, p in noisy) for same in (True, False))
-        shares = [count / len(everything) for count in (a, b, c, d)]
+        shares = [count / len(clean + noisy) for count in (a, b, c, d)]
         assert row["cells"] == pytest.approx(dict(zip("abcd", shares, strict=True)))
         assert sum(row["cells"].values()) == pytest.approx(1)
         within = {
@@ -136,41 +148,57 @@ def test_every_threshold(config):
         assert row["within"] == pytest.approx(within)
 
 
-def test_restricted_to_and_without_some_images(config):
+def test_restricted_to_some_images(config):
     only = seed_quality(config, keys={"k0", "k4"})
     assert only["images"] == 1  # k4 has no mask
     assert only["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([0])]))
+
+
+def test_restricted_to_images_without_masks(config):
+    assert seed_quality(config, keys={"k4"}) is None
+
+
+def test_without_some_images(config):
     rest = seed_quality(config, keys={"k0", "k1", "k3"}, exclude={"k0"})
     assert rest["aggregate"]["iou"] == pytest.approx(iou([(t, label) for t, _, label, _ in pixels([1, 3])]))
-    assert seed_quality(config, keys={"k4"}) is None
 
 
 def test_workers_do_not_change_a_figure(tmp_path):
     assert (
-        seed_quality(build(make_config(tmp_path / "a", workers=2)))["thresholds"]
-        == seed_quality(build(make_config(tmp_path / "b")))["thresholds"]
+        seed_quality(build(tmp_path / "a", workers=2))["thresholds"]
+        == seed_quality(build(tmp_path / "b"))["thresholds"]
     )
 
 
-def test_written_and_read_back_until_something_changes(tmp_path):
-    config = build(make_config(tmp_path))
+def test_written_and_read_back(tmp_path):
+    config = build(tmp_path)
     path = run_dir(config) / "seeds" / "quality.json"
     first = seed_quality(config)
     assert json.loads(path.read_text()) == first
     before = path.stat().st_mtime_ns
     assert seed_quality(config) == first
-    assert seed_quality(config, keys={"k0"})["images"] == 1
     assert path.stat().st_mtime_ns == before
+
+
+def test_some_images_are_not_written(tmp_path):
+    config = build(tmp_path)
+    seed_quality(config, keys={"k0"})
+    assert not (run_dir(config) / "seeds" / "quality.json").exists()
+
+
+def test_images_left_out_make_the_record_anew(tmp_path):
+    config = build(tmp_path)
+    seed_quality(config)
     assert seed_quality(config, exclude={"k0"})["images"] == 3
-    assert json.loads(path.read_text())["images"] == 3
+    assert json.loads((run_dir(config) / "seeds" / "quality.json").read_text())["images"] == 3
 
 
 def test_no_masks(tmp_path):
-    assert seed_quality(build(make_config(tmp_path), truth=False)) is None
+    assert seed_quality(build(tmp_path, truth=False)) is None
 
 
 def test_dropped_seed_shards(tmp_path):
-    config = build(make_config(tmp_path))
+    config = build(tmp_path)
     (seeds_dir(config) / "index.json").unlink()
     quality = seed_quality(config)
     assert quality["seeds"] == {}
@@ -180,7 +208,7 @@ def test_dropped_seed_shards(tmp_path):
 
 
 def test_without_pseudo_labels(tmp_path):
-    config = build(make_config(tmp_path))
+    config = build(tmp_path)
     (pseudo_dir(config) / "index.json").unlink()
     with pytest.raises(ShardError, match="distwsss seeds"):
         seed_quality(config)

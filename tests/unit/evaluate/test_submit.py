@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from distwsss.inference.postprocess import crf_labels
 from distwsss.inference.segmenter import Segmenter
 from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.export import from_pretrained
-from helpers.evaluation_run import CLASSES, make_config, picture, write_segmenter
+from helpers.small import CLASSES, make_config, picture, write_segmenter
 
 NAMES = ["2008_000006", "2008_000011", "2007_000009", "2010_000002"]  # not sorted: the list's order counts
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -101,25 +100,38 @@ def test_processes_and_repetition_do_not_change_a_byte(run: tuple[Config, Path],
     assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "c.tar.gz").read_bytes()
 
 
-def test_the_command_line(
-    run: tuple[Config, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def submitted(run: tuple[Config, Path], tmp_path: Path) -> Callable[..., int]:
+    """submitted(*arguments) -> the exit code of `distwsss submit` without several scales and CRF."""
     config, checkpoint = run
-    monkeypatch.setattr(logging.getLogger("distwsss"), "handlers", [])
-    make_root(tmp_path / "VOC2012", NAMES[:2], "val")
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
     plain = ["submit", "--config", str(file), "--no-multi-scale", "--no-crf", "--checkpoint", str(checkpoint)]
-    assert cli.main([*plain, "--split", "val", "-o", str(tmp_path / "val.tgz")]) == 0
+    return lambda *arguments: cli.main([*plain, *map(str, arguments)])
+
+
+def test_the_command_line_takes_another_split(
+    run: tuple[Config, Path], submitted: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_root(tmp_path / "VOC2012", NAMES[:2], "val")
+    assert submitted("--split", "val", "-o", tmp_path / "val.tgz") == 0
     said = capfd.readouterr()
     assert f"2 label maps in {tmp_path / 'val.tgz'}" in said.out
     assert "single scale, no CRF" in said.err
     found = opened(tmp_path / "val.tgz")
     assert list(found) == [f"results/VOC2012/Segmentation/comp6_val_cls/{name}.png" for name in NAMES[:2]]
-    assert np.array_equal(np.array(found[next(iter(found))]), wanted(config, checkpoint, NAMES[0], False, False))
-    assert cli.main([*plain, "-o", str(tmp_path / "test.tgz")]) == 0
+    assert np.array_equal(np.array(found[next(iter(found))]), wanted(*run, NAMES[0], False, False))
+
+
+def test_a_test_split_of_another_length_than_the_servers_is_said(
+    submitted: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted("-o", tmp_path / "test.tgz") == 0
     assert "test.txt lists 4 images; the server has 1456" in capfd.readouterr().err
-    assert cli.main([*plain, "--split", "none", "-o", str(tmp_path / "none.tgz")]) == 3
+
+
+def test_an_absent_split_exits_as_bad_data(submitted: Callable[..., int], tmp_path: Path) -> None:
+    assert submitted("--split", "none", "-o", tmp_path / "none.tgz") == 3
 
 
 def test_problems_are_named_together_before_anything_is_predicted(
@@ -143,29 +155,43 @@ def test_problems_are_named_together_before_anything_is_predicted(
     assert not (tmp_path / "results.tgz").exists()
 
 
-def test_what_cannot_start(run: tuple[Config, Path], tmp_path: Path) -> None:
-    config, _ = run
-    for name in ("results.tar", "results.zip", "results"):
-        with pytest.raises(ConfigError, match=r"allowed: a file called NAME\.tgz or NAME\.tar\.gz"):
-            submit(config, tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *((name, r"allowed: a file called NAME\.tgz or NAME\.tar\.gz") for name in ("r.tar", "r.zip", "results")),
+        ("file/results.tgz", "its folder cannot be made"),
+        ("folder.tgz", r"folder\.tgz: allowed: a file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused(
+    run: tuple[Config, Path], tmp_path: Path, name: str, said: str
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.tgz").mkdir()
-    with pytest.raises(ConfigError, match="its folder cannot be made"):
-        submit(config, tmp_path / "file/results.tgz")
-    with pytest.raises(ConfigError, match=r"folder\.tgz: allowed: a file"):
-        submit(config, tmp_path / "folder.tgz")
+    with pytest.raises(ConfigError, match=said):
+        submit(run[0], tmp_path / name)
+
+
+def test_another_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`data\.dataset` is 'shapes'; allowed: voc"):
         submit(make_config(tmp_path), tmp_path / "results.tgz")
+
+
+def test_a_list_that_is_not_there_is_named_with_its_archive(run: tuple[Config, Path], tmp_path: Path) -> None:
     (tmp_path / "VOC2012/ImageSets/Segmentation/test.txt").unlink()
     with pytest.raises(DataError, match=r"split `test` has no images .*test\.txt.*VOC2012test\.tar"):
-        submit(config, tmp_path / "results.tgz")
+        submit(run[0], tmp_path / "results.tgz")
 
 
-def test_another_segmenter_is_refused(tmp_path: Path) -> None:
+def test_without_a_segmenter(tmp_path: Path) -> None:
+    make_root(tmp_path / "VOC2012")
+    with pytest.raises(CheckpointError, match="run `distwsss train` first"):
+        submit(voc_config(tmp_path), tmp_path / "results.tgz")
+
+
+def test_a_segmenter_of_other_classes_is_refused(tmp_path: Path) -> None:
     make_root(tmp_path / "VOC2012")
     config = voc_config(tmp_path)
-    with pytest.raises(CheckpointError, match="run `distwsss train` first"):
-        submit(config, tmp_path / "results.tgz")
     write_segmenter(config, CLASSES)
     with pytest.raises(DataError, match="a segmenter of background, cat, dog; allowed: VOC's"):
         submit(config, tmp_path / "results.tgz")

@@ -24,7 +24,7 @@ from distwsss.inference.segmenter import Prediction, Segmenter, checkpoint_folde
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import from_pretrained, save_pretrained
 from distwsss.runtime.artifacts import write_pointer
-from helpers.evaluation_run import CLASSES, flip_a_bit, make_config, picture, write_segmenter
+from helpers.small import CLASSES, flip_a_bit, make_config, picture, write_segmenter
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std, the class's own
 

@@ -18,14 +18,14 @@ import pytest
 
 from distwsss.config.load import check_config
 from distwsss.data.shards.index import load_index
-from distwsss.data.shards.reader import NEAR, _neighbours, iter_shard, read_fields
+from distwsss.data.shards.reader import NEAR, iter_shard, neighbours, read_fields
 from distwsss.data.shards.verify import digest_problems, verify
 from distwsss.data.shards.writer import publish_shard, shard_bytes, write_shard
 from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import free_space_check, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.layout import images_dir
 from distwsss.runtime.storage import Folder, Remote, Scratch, folder_at, remove_tree, size_of, version_of
-from helpers.shard_samples import make_folder, make_samples
+from helpers.small import make_folder, make_samples
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -193,9 +193,9 @@ def test_whole_shards_verify(remote: Remote) -> None:
 
 def test_neighbours_are_fetched_together() -> None:
     places = {"a": [512, 100], "b": [1536, 10], "far": [1546 + NEAR + 1, 5], "beside": [1551 + 2 * NEAR, 0]}
-    assert _neighbours(places) == [["a", "b"], ["far", "beside"]]
-    assert _neighbours({name: places[name] for name in ("b", "a")}) == [["a", "b"]]
-    assert _neighbours({}) == []
+    assert neighbours(places) == [["a", "b"], ["far", "beside"]]
+    assert neighbours({name: places[name] for name in ("b", "a")}) == [["a", "b"]]
+    assert neighbours({}) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "no index", "other"])

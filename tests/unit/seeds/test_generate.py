@@ -11,82 +11,41 @@ import numpy as np
 import pytest
 import torch
 
-from distwsss.config.load import check_config, dump_yaml
-from distwsss.config.networks import BackboneSection
-from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_jpeg, encode_palette
+from distwsss.config.load import dump_yaml
+from distwsss.data.images import decode_clean, decode_image, decode_mask
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.verify import verify
-from distwsss.data.shards.writer import write_index, write_shard
+from distwsss.data.shards.writer import write_index
 from distwsss.errors import CheckpointError, ConfigError, ShardError
 from distwsss.maths.cam import cam_to_full, compute_cam, probabilities
 from distwsss.maths.crf import refine
 from distwsss.maths.vote import vote
-from distwsss.models.classifier import Classifier
-from distwsss.models.export import from_pretrained, save_pretrained
-from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer
+from distwsss.models.export import from_pretrained
+from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, shard_dir
 from distwsss.seeds.generate import generate_seeds, run_seeds, vote_seeds
 from distwsss.seeds.plan import plan_seeds
-from helpers.evaluation_run import flip_a_bit
+from helpers.small import flip_a_bit, make_config, merged, write_classifiers, write_images
 
 CLASSES = ["background", "cat", "dog", "hat"]
 LABELS = [[1], [2, 3], [], [1, 3], [2]]  # one image without labels
+SIZES = [(40 + 3 * number, 60 - 5 * number) for number in range(5)]
 NAMES = ["0.10-1.00", "0.10-1.20", "0.30-1.00", "0.30-1.20"]
+SEEDS = {"scales": [1.0, 1.2], "alpha": 1.0, "vote_on": [NAMES[0], NAMES[3], NAMES[1]], "threshold": 2}
 
 
-def make_config(folder, **sections):
-    tree = {
-        "name": "small",
-        "paths": {"run": str(folder / "run"), "shards": str(folder / "shards")},
-        "data": {"dataset": "shapes"},
-        "hardware": {"device": "cpu", "workers": 0},
-        "classify": {"dropouts": [0.1, 0.3]},
-        "seeds": {"scales": [1.0, 1.2], "alpha": 1.0, "vote_on": [NAMES[0], NAMES[3], NAMES[1]], "threshold": 2},
-    }
-    for name, section in sections.items():
-        tree[name] = {**tree[name], **section}
-    return check_config(tree)
+def settings(folder, **sections):
+    """Four seeds, of which three vote."""
+    return make_config(folder, **merged({"seeds": SEEDS}, sections))
 
 
-def write_images(config, truth=True):
-    """Five photographs of different sizes in three shards."""
-    rng, samples = np.random.default_rng(0), []
-    for number, labels in enumerate(LABELS):
-        height, width = 40 + 3 * number, 60 - 5 * number
-        image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
-        image[8:30, 10:30] += np.uint8(150)
-        about = {"labels": labels, "size": [height, width], "name": f"photo.{number}"}
-        members = {"jpg": encode_jpeg(image), "json": to_json(about)}
-        if truth:
-            members["truth.png"] = encode_palette(np.zeros((height, width), np.uint8))
-        samples.append((f"photo%2E{number}", members))
-    folder = images_dir(config, "train")
-    parts = [samples[:2], samples[2:4], samples[4:]]
-    records = [write_shard(folder / f"images-{i:05d}.tar", part) for i, part in enumerate(parts)]
-    write_index(folder, records, {"split": "train"}, CLASSES, "images", {"truth": "digest" if truth else None})
-
-
-def write_classifiers(config, seed=0, gain=1.0):
-    for number, p in enumerate(config.classify.dropouts):
-        torch.manual_seed(seed + number)
-        section = BackboneSection(name="tiny", pretrained=False, output_stride=8)
-        model = Classifier(section, CLASSES, p)
-        with torch.no_grad():
-            model.head.weight.mul_(gain)
-        run = run_dir(config) / "classify" / f"{p:.2f}"
-        folder = run / "checkpoints" / "step-00000001"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_pretrained(model, folder)
-        write_manifest(folder)
-        write_pointer(run / "checkpoints" / "LAST", folder)
-        write_json(run / "done.json", {})
-
-
-def made(folder, truth=True, **sections):
-    config = make_config(folder, **sections)
-    write_images(config, truth)
-    write_classifiers(config)
+def made(folder, truth=True, gain=1.0, **sections):
+    """Five photographs of different sizes in three shards, and the classifiers."""
+    config = settings(folder, **sections)
+    names = [f"photo.{number}" for number in range(5)]
+    write_images(config, "train", 5, CLASSES, truth, names, LABELS, SIZES)
+    write_classifiers(config, CLASSES, gain=gain)
     return config
 
 
@@ -172,7 +131,7 @@ def test_workers_do_not_change_a_byte(reference, tmp_path, seeds, votes):
     config = made(tmp_path, hardware={"workers": seeds})
     before = torch.get_num_threads()
     generate_seeds(plan_seeds(config))
-    vote_seeds(plan_seeds(make_config(tmp_path, hardware={"workers": votes})))
+    vote_seeds(plan_seeds(settings(tmp_path, hardware={"workers": votes})))
     assert torch.get_num_threads() == before
     assert bytes_of(config) == bytes_of(reference)
 
@@ -192,7 +151,7 @@ def test_a_second_run_writes_nothing(reference):
 def copy_of(reference, folder, **sections):
     shutil.copytree(shard_dir(reference), folder / "shards")
     shutil.copytree(run_dir(reference), folder / "run")
-    return make_config(folder, **sections)
+    return settings(folder, **sections)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +187,17 @@ def test_retrained_classifiers_are_read_anew_in_one_process(reference, tmp_path)
     config = copy_of(reference, tmp_path)
     shutil.rmtree(seeds_dir(config))
     generate_seeds(plan_seeds(config))
-    first = bytes_of(config)
-    write_classifiers(config, seed=10)
+    first = (seeds_dir(config) / "seeds-00000.tar").read_bytes()
+    write_classifiers(config, CLASSES, seed=10)
     shutil.rmtree(seeds_dir(config))
     shutil.rmtree(pseudo_dir(config))
     generate_seeds(plan_seeds(config))
-    vote_seeds(plan_seeds(config))
-    assert bytes_of(config)["seeds/seeds-00000.tar"] != first["seeds/seeds-00000.tar"]
-    write_classifiers(config, seed=20)
+    assert (seeds_dir(config) / "seeds-00000.tar").read_bytes() != first
+
+
+def test_seeds_of_other_classifiers_are_refused(reference, tmp_path):
+    config = copy_of(reference, tmp_path)
+    write_classifiers(config, CLASSES, seed=20)
     with pytest.raises(ConfigError, match="classifiers"):
         generate_seeds(plan_seeds(config))
 
@@ -266,13 +228,11 @@ def test_a_half_made_stage_with_other_parameters_is_refused(reference, tmp_path)
     write_json(seeds_dir(config) / "seeds-00000.tar.json", record)
     (seeds_dir(config) / "index.json").unlink()
     with pytest.raises(ConfigError, match=r"seeds\.alpha"):
-        generate_seeds(plan_seeds(make_config(tmp_path, seeds={"alpha": 4.0})))
+        generate_seeds(plan_seeds(settings(tmp_path, seeds={"alpha": 4.0})))
 
 
 def test_cams_without_activation_give_background(tmp_path):
-    config = make_config(tmp_path)
-    write_images(config)
-    write_classifiers(config, gain=0.0)
+    config = made(tmp_path, gain=0.0)
     run_seeds(config)
     for key, members in samples_of(pseudo_dir(config), "pseudo", ["label.png", "votes.png"]).items():
         assert (decode_mask(members["label.png"], key) == 0).all()
@@ -301,7 +261,7 @@ def dropped(reference, tmp_path_factory):
     [({"alpha": 2.0}, r"seeds\.alpha: was 1\.0, now 2"), ({"scales": [1.0, 1.1], "vote_on": None}, r"seeds\.scales")],
 )
 def test_dropped_maps_do_not_hide_other_parameters(dropped, section, key):
-    config = make_config(dropped, seeds={"keep_maps": False, **section})
+    config = settings(dropped, seeds={"keep_maps": False, **section})
     before = times_of(pseudo_dir(config))
     with pytest.raises(ConfigError, match=key):
         run_seeds(config)
@@ -311,21 +271,21 @@ def test_dropped_maps_do_not_hide_other_parameters(dropped, section, key):
 def test_dropped_maps_do_not_hide_other_classifiers(reference, tmp_path):
     config = copy_of(reference, tmp_path, seeds={"keep_maps": False})
     run_seeds(config)
-    write_classifiers(config, seed=10)
+    write_classifiers(config, CLASSES, seed=10)
     with pytest.raises(ConfigError, match=r"inputs\.classifiers\.0\.10"):
         run_seeds(config)
 
 
 def test_a_vote_made_before_it_recorded_the_seeds_is_complete_or_refused(dropped, tmp_path):
     shutil.copytree(dropped, tmp_path, dirs_exist_ok=True)
-    config = make_config(tmp_path, seeds={"keep_maps": False})
+    config = settings(tmp_path, seeds={"keep_maps": False})
     index = load_index(pseudo_dir(config), "pseudo")
     write_index(index.folder, index.shards, index.parameters, CLASSES, "pseudo", {"seeds": index.extra["seeds"]})
     before = times_of(index.folder)
     run_seeds(config)
     assert times_of(index.folder) == before
     with pytest.raises(ConfigError, match=r"inputs\.seeds"):
-        run_seeds(make_config(tmp_path, seeds={"keep_maps": False, "alpha": 2.0}))
+        run_seeds(settings(tmp_path, seeds={"keep_maps": False, "alpha": 2.0}))
 
 
 def test_the_vote_refuses_seeds_of_other_parameters(reference, tmp_path):
@@ -367,18 +327,11 @@ def test_without_a_finished_classifier(tmp_path, missing):
 
 def test_batches_of_equal_size_change_no_pixel(tmp_path):
     """Photographs of two sizes, alternating, in batches of two: the seeds of one at a time, for CPU float32 sums."""
-    rng = np.random.default_rng(3)
-    photos = [rng.integers(0, 255, (40, 56 + 8 * (n % 2), 3), dtype=np.uint8) for n in range(5)]
 
     def seeds(folder, batch):
-        config = make_config(folder, hardware={"cam_batch": batch})
-        samples = [
-            (f"p{n}", {"jpg": encode_jpeg(photo), "json": to_json({"labels": [1 + n % 3], "size": [*photo.shape[:2]]})})
-            for n, photo in enumerate(photos)
-        ]
-        record = write_shard(images_dir(config, "train") / "images-00000.tar", samples)
-        write_index(images_dir(config, "train"), [record], {"split": "train"}, CLASSES, "images")
-        write_classifiers(config)
+        config = settings(folder, hardware={"cam_batch": batch})
+        write_images(config, "train", 5, CLASSES, labels=[[1 + n % 3] for n in range(5)], sizes=[(40, 56), (40, 64)])
+        write_classifiers(config, CLASSES)
         generate_seeds(plan_seeds(config))
         return samples_of(seeds_dir(config), "seeds", ["s0.png", "s1.png", "s2.png", "s3.png"])
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,54 +16,90 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distwsss.config import Config
+from distwsss.data.batches.plan import Sample
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index
 from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.artifacts import manifest_problems, read_pointer
 from distwsss.runtime.layout import pseudo_dir, run_dir
-from distwsss.train import checkpoint, loop, steps
+from distwsss.train import checkpoint, stages, steps
 from distwsss.train.checkpoint import finished_folders, newest_checkpoint, write_checkpoint
 from distwsss.train.loop import fit
 from distwsss.train.stages import classify, train
-from distwsss.train.task import classifier_task, held_out_keys, segmenter_task
-from helpers.dist_run import make_pseudo, weights
+from distwsss.train.task import Task, classifier_task, held_out_keys, segmenter_task
+from helpers.small import flip_a_bit, make_config, weights, write_pseudo
 
 
-def stopping_at(look: int) -> type[loop.StopSignal]:
-    """A StopSignal that is asked to stop at the loop's `look`-th look at it: one a step, one after the end."""
+def stopped_in(task: Task, step: int) -> Task:
+    """`task`, whose process gets SIGTERM while it computes the loss of `step`."""
+    sums, steps_done = task.sums, count(1)
 
-    class Stopping(loop.StopSignal):
-        looks = 0
+    def interrupted(outputs, batch):
+        if next(steps_done) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return sums(outputs, batch)
 
-        @property
-        def asked(self) -> bool:
-            Stopping.looks += 1
-            return Stopping.looks == look
-
-        @asked.setter
-        def asked(self, value: bool) -> None:
-            pass
-
-    return Stopping
+    task.sums = interrupted
+    return task
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(prepared: Config, tmp_path: Path, monkeypatch) -> None:
-    whole = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "whole", seed=0)
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "StopSignal", stopping_at(3))
-        with pytest.raises(KeyboardInterrupt):
-            fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "parts", seed=0)
-    parts = tmp_path / "parts" / "checkpoints"
-    assert [folder.name for folder in finished_folders(parts)][-1] == "step-00000002"
-    assert (parts / "step-00000002" / "optimizer.pt").is_file()
-    resumed = fit(classifier_task(prepared, 0.3), prepared.hardware, tmp_path / "parts", seed=0)
-    assert weights(resumed) == weights(whole)
-    assert not list(parts.rglob("optimizer.pt"))
-    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Image shards and pseudo-labels, which no test changes."""
+    config = make_config(tmp_path_factory.mktemp("labelled"))
+    prepare(config)
+    write_pseudo(config)
+    return config
+
+
+def beside(config: Config, folder: Path, **sections: Any) -> Config:
+    """Another run, in `folder`, on the shards of `config`."""
+    return make_config(folder, paths={"shards": config.paths.shards}, **sections)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """One classifier trained in one go into `whole`, and with an interruption into `parts`, which then held `left`."""
+
+    whole: Path
+    parts: Path
+    left: list[str]
+
+
+@pytest.fixture(scope="module")
+def resumed(labelled: Config, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    whole, parts = (tmp_path_factory.mktemp(name) for name in ("whole", "parts"))
+    fit(classifier_task(labelled, 0.3), labelled.hardware, whole, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped_in(classifier_task(labelled, 0.3), 2), labelled.hardware, parts, seed=0)
+    left = sorted(str(path.relative_to(parts / "checkpoints")) for path in parts.glob("checkpoints/step-*/*"))
+    fit(classifier_task(labelled, 0.3), labelled.hardware, parts, seed=0)
+    return Resumed(whole, parts, left)
+
+
+def test_an_interruption_leaves_the_step_it_came_in(resumed: Resumed) -> None:
+    assert {name.partition("/")[0] for name in resumed.left} == {"step-00000001", "step-00000002"}
+    assert "step-00000002/optimizer.pt" in resumed.left
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(resumed: Resumed) -> None:
+    last = [folder / "checkpoints/step-00000004" for folder in (resumed.whole, resumed.parts)]
+    assert weights(last[0]) == weights(last[1])
+
+
+def test_no_optimizer_state_is_left_in_the_end(resumed: Resumed) -> None:
+    assert not list(resumed.parts.rglob("optimizer.pt"))
+
+
+def test_metrics_go_on_where_they_stopped(resumed: Resumed) -> None:
+    lines = lines_of(resumed.parts)
     assert [(line["attempt"], line["step"]) for line in lines] == [(0, 1), (0, 2), (1, 3), (1, 4)]
-    reference = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == [line["loss"] for line in reference]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in lines_of(resumed.whole)]
 
 
 def test_loader_workers_do_not_change_the_result(prepared: Config, tmp_path: Path) -> None:
@@ -71,65 +111,118 @@ def test_loader_workers_do_not_change_the_result(prepared: Config, tmp_path: Pat
     assert results[0] == results[1]
 
 
-def test_stages_skip_refuse_and_resume_modes(prepared: Config, tiny, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(labelled: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished stage `classify`; no test changes it."""
+    config = beside(labelled, tmp_path_factory.mktemp("finished"))
+    classify(config)
+    return config
+
+
+@pytest.fixture
+def classified(finished: Config, tmp_path: Path) -> Config:
+    """A copy of it."""
+    shutil.copytree(run_dir(finished), tmp_path / "run")
+    return beside(finished, tmp_path)
+
+
+def newest(config: Config, part: str = "classify/0.10") -> Path:
+    found = read_pointer(run_dir(config) / part / "checkpoints/LAST")
+    assert found is not None
+    return found
+
+
+def test_what_must_resume_needs_a_checkpoint(prepared: Config) -> None:
     with pytest.raises(ConfigError, match="holds no checkpoint"):
         classify(prepared, resume="must")
-    classify(prepared)
-    last = read_pointer(run_dir(prepared) / "classify/0.10/checkpoints/LAST")
-    assert last is not None
-    before = (last / "model.safetensors").stat().st_mtime_ns
-    classify(prepared)
-    assert (last / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match=r"classify\.optim\.lr: was 0\.01, now 0\.02"):
-        classify(tiny(classify={"optim": {"lr": 0.02}}))
+
+
+def test_what_must_not_resume_refuses_a_run(classified: Config) -> None:
     with pytest.raises(ConfigError, match="already holds a run"):
-        classify(prepared, resume="never")
-    # killed between its last checkpoint and done.json: nothing is left to train
-    done = run_dir(prepared) / "classify/0.10/done.json"
-    record = done.read_bytes()
+        classify(classified, resume="never")
+
+
+def test_a_finished_stage_is_skipped(classified: Config) -> None:
+    before = (newest(classified) / "model.safetensors").stat().st_mtime_ns
+    classify(classified)
+    assert (newest(classified) / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_parameters_are_refused_by_name(classified: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"classify\.optim\.lr: was 0\.01, now 0\.02"):
+        classify(beside(classified, tmp_path, classify={"optim": {"lr": 0.02}}))
+
+
+def test_killed_between_its_last_checkpoint_and_done_json_nothing_is_left_to_train(classified: Config) -> None:
+    done, before = run_dir(classified) / "classify/0.10/done.json", newest(classified) / "model.safetensors"
+    record, written = done.read_bytes(), before.stat().st_mtime_ns
     done.unlink()
-    classify(prepared)
+    classify(classified)
     assert done.read_bytes() == record
-    assert (last / "model.safetensors").stat().st_mtime_ns == before
-    # refused, it must not leave its configuration beside the other's results
-    written = run_dir(prepared) / "classify/0.10/config.yaml"
+    assert before.stat().st_mtime_ns == written
+
+
+def test_what_is_refused_leaves_no_configuration_beside_the_others_results(classified: Config, tmp_path: Path) -> None:
+    (run_dir(classified) / "classify/0.10/done.json").unlink()
+    written = run_dir(classified) / "classify/0.10/config.yaml"
     assert "lr: 0.01\n" in written.read_text()
-    done.unlink()
     with pytest.raises(ConfigError, match="was made with other parameters"):
-        classify(tiny(classify={"optim": {"lr": 0.02}}))
+        classify(beside(classified, tmp_path, classify={"optim": {"lr": 0.02}}))
     assert "lr: 0.01\n" in written.read_text()
-    # from another folder: there is nothing to go on with
-    shutil.rmtree(run_dir(prepared) / "classify/0.30")
+
+
+def test_a_finished_checkpoint_of_another_folder_is_nothing_to_go_on_with(finished: Config, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--init-from"):
-        fit(classifier_task(prepared, 0.1), prepared.hardware, tmp_path / "new", seed=0, resume=str(last))
+        fit(classifier_task(finished, 0.1), finished.hardware, tmp_path, seed=0, resume=str(newest(finished)))
 
 
-def test_a_stop_after_the_last_step_completes_the_run_and_stops_what_follows(prepared: Config, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "StopSignal", stopping_at(5))  # four steps
+def test_a_stop_in_the_last_step_completes_the_run_and_stops_what_follows(prepared: Config, monkeypatch) -> None:
+    monkeypatch.setattr(stages, "classifier_task", lambda *given: stopped_in(classifier_task(*given), 4))  # of four
     with pytest.raises(KeyboardInterrupt):
         classify(prepared)
     assert (run_dir(prepared) / "classify/0.10/done.json").is_file()
     assert not (run_dir(prepared) / "classify/0.30").exists()
 
 
-def test_damaged_newest_falls_back_and_all_damaged_refuses(tiny, tmp_path: Path, caplog) -> None:
-    config = tiny(classify={"optim": {"save_every": "1 steps", "keep_last": 3, "keep_optimizer": True}})
-    prepare(config)
-    reference = weights(fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0))
-    folders = finished_folders(tmp_path / "a" / "checkpoints")
-    assert [folder.name for folder in folders] == ["step-00000002", "step-00000003", "step-00000004"]
-    data = bytearray((folders[-1] / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (folders[-1] / "model.safetensors").write_bytes(bytes(data))
-    assert manifest_problems(folders[-1])
-    assert newest_checkpoint(tmp_path / "a" / "checkpoints") == folders[-2]
-    again = fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0)
-    assert weights(again) == reference
+@pytest.fixture(scope="module")
+def undamaged(labelled: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A configuration that keeps three checkpoints, trained with into run/a; no test changes it."""
+    keep = {"save_every": "1 steps", "keep_last": 3, "keep_optimizer": True}
+    config = beside(labelled, tmp_path_factory.mktemp("undamaged"), classify={"optim": keep})
+    fit(classifier_task(config, 0.1), config.hardware, run_dir(config) / "a", seed=0)
+    return config
+
+
+@pytest.fixture
+def three(undamaged: Config, tmp_path: Path) -> list[Path]:
+    """The checkpoints in a copy of it, in tmp_path/a, the newest last, which is damaged."""
+    shutil.copytree(run_dir(undamaged) / "a", tmp_path / "a")
+    folders = finished_folders(tmp_path / "a/checkpoints")
+    flip_a_bit(folders[-1] / "model.safetensors")
+    return folders
+
+
+def test_as_many_checkpoints_are_kept_as_are_asked_for(three: list[Path]) -> None:
+    assert [folder.name for folder in three] == ["step-00000002", "step-00000003", "step-00000004"]
+
+
+def test_the_newest_checkpoint_is_the_newest_that_verifies(three: list[Path]) -> None:
+    assert manifest_problems(three[-1])
+    assert newest_checkpoint(three[-1].parent) == three[-2]
+
+
+def test_a_damaged_checkpoint_is_made_again_as_it_was(undamaged: Config, three: list[Path], tmp_path: Path) -> None:
+    again = fit(classifier_task(undamaged, 0.1), undamaged.hardware, tmp_path / "a", seed=0)
+    assert again == three[-1]
+    assert weights(again) == weights(run_dir(undamaged) / "a/checkpoints" / again.name)
     assert not manifest_problems(again)
-    for folder in finished_folders(tmp_path / "a" / "checkpoints"):
+
+
+def test_where_no_checkpoint_verifies_nothing_goes_on(three: list[Path]) -> None:
+    for folder in three:
         (folder / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint there verifies"):
-        newest_checkpoint(tmp_path / "a" / "checkpoints")
+        newest_checkpoint(three[-1].parent)
 
 
 def test_a_half_written_checkpoint_is_none(prepared: Config, tmp_path: Path) -> None:
@@ -168,37 +261,65 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(prepared: Config, tmp_p
     assert all(torch.isfinite(p).all() for p in task.model.parameters())
 
 
-def test_segmenter_trains_on_clean_and_noisy_and_drops_held_out_images(tiny, tmp_path: Path) -> None:
-    config = tiny(train={"evaluate_every": "2 steps", "holdout": 0.25}, seeds={"vote_on": None})
-    prepare(config)
-    make_pseudo(config)
-    task = segmenter_task(config)
-    pseudo = load_index(pseudo_dir(config))
+@dataclass(frozen=True)
+class Segmented:
+    """A segmenter trained with a quarter of its images held out: its task, what metrics.jsonl says, its folder."""
+
+    task: Task
+    lines: list[dict[str, Any]]
+    folder: Path
+
+    def scores(self) -> dict[int, float]:
+        return {line["step"]: line["heldout_miou"] for line in self.lines if "heldout_miou" in line}
+
+
+@pytest.fixture(scope="module")
+def segmented(labelled: Config, tmp_path_factory: pytest.TempPathFactory) -> Segmented:
+    train = {"evaluate_every": "2 steps", "holdout": 0.25}
+    config = beside(labelled, tmp_path_factory.mktemp("segmented"), train=train)
+    task, folder = segmenter_task(config), run_dir(config)
+    fit(task, config.hardware, folder, seed=0)
+    return Segmented(task, lines_of(folder), folder)
+
+
+def test_held_out_images_are_not_trained_on(segmented: Segmented, labelled: Config) -> None:
+    pseudo = load_index(pseudo_dir(labelled))
     kept_out = held_out_keys(pseudo, 0.25)
     assert len(kept_out) == 3
-    assert set(task.selection.keys()) == set(pseudo.all().keys()) - kept_out
-    assert task.held_out is not None
-    assert set(task.held_out.keys()) == kept_out
-    last = fit(task, config.hardware, tmp_path / "a", seed=0)
-    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    assert set(segmented.task.selection.keys()) == set(pseudo.all().keys()) - kept_out
+    assert segmented.task.held_out is not None
+    assert set(segmented.task.held_out.keys()) == kept_out
+
+
+def test_a_segmenter_trains_on_clean_and_noisy_pixels(segmented: Segmented) -> None:
+    steps = [line for line in segmented.lines if "loss" in line]
+    assert len(steps) == 4
     assert all(0.2 < line["negative_share"] < 0.5 for line in steps)
     assert all(line["positive_share"] + line["negative_share"] == pytest.approx(1) for line in steps)
-    for line in steps:
+
+
+def test_the_loss_is_the_sum_of_its_parts(segmented: Segmented) -> None:
+    for line in [line for line in segmented.lines if "loss" in line]:
         parts = line["positive"] * line["positive_share"] + line["negative"] * line["negative_share"]
         assert line["loss"] == pytest.approx(parts, rel=1e-4)
-    scores = {line["step"]: line["heldout_miou"] for line in lines if "heldout_miou" in line}
+
+
+def test_best_is_the_checkpoint_with_the_highest_score(segmented: Segmented) -> None:
+    scores, best = segmented.scores(), read_pointer(segmented.folder / "checkpoints" / "BEST")
     assert set(scores) == {2, 4}
-    best = read_pointer(tmp_path / "a" / "checkpoints" / "BEST")
     assert best is not None
     assert scores[int(best.name[5:])] == max(scores.values())
-    assert from_pretrained(last).classes == pseudo.classes
+
+
+def test_a_checkpoint_knows_its_classes(segmented: Segmented, labelled: Config) -> None:
+    last = from_pretrained(segmented.folder / "checkpoints" / "step-00000004")
+    assert last.classes == load_index(pseudo_dir(labelled)).classes
 
 
 def test_a_kill_during_an_evaluation_loses_nothing(tiny, tmp_path: Path, monkeypatch) -> None:
     config = tiny(train={"evaluate_every": "2 steps", "holdout": 0.25})
     prepare(config)
-    make_pseudo(config)
+    write_pseudo(config)
 
     def evaluations(folder: Path) -> tuple[dict[int, float], str]:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"]
@@ -252,49 +373,74 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(error: Exception, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_threshold_labels_and_loss_choices(tiny, tmp_path: Path) -> None:
-    base = tiny()
-    prepare(base)
-    make_pseudo(base)
+@pytest.fixture
+def sample(labelled: Config, tmp_path: Path):
+    """sample(**train) -> the maps of the first image, as a segmenter with these options is trained on them."""
 
-    def first_batch(**options):
-        task = segmenter_task(tiny(train=options))
-        from distwsss.data.batches.plan import Sample
+    def read(**options: Any) -> dict[str, Any]:
+        task = segmenter_task(beside(labelled, tmp_path, train=options))
+        return task.samples(Sample(0, 0, 0), task.selection.index.key(0, 0))
 
-        sample = Sample(0, 0, 0)
-        return task.samples(sample, task.selection.index.key(0, 0))
+    return read
 
-    voted, stricter = first_batch(), first_batch(vote_threshold=3)
+
+def test_a_stricter_threshold_leaves_fewer_clean_pixels_and_the_labels(sample) -> None:
+    voted, stricter = sample(), sample(vote_threshold=3)
     assert torch.equal(voted["labels"], stricter["labels"])
     assert 0 < stricter["clean"].sum() < voted["clean"].sum()
     assert not (stricter["clean"] & (stricter["labels"] == 255)).any()
-    truth = first_batch(labels="truth", loss="cross_entropy")
-    assert torch.equal(truth["labels"], voted["labels"])  # the pseudo-labels of this test are the true masks
-    assert torch.equal(truth["clean"], truth["labels"] != 255)
-    assert "complements" not in truth
-    valid = voted["labels"] != 255
-    assert (voted["complements"] != voted["labels"])[valid].all()
-    assigned = first_batch(complement="assigned")
-    assert torch.equal(assigned["complements"], assigned["labels"])
+
+
+def test_a_threshold_above_the_number_of_seeds_is_refused(sample) -> None:
     with pytest.raises(ConfigError, match=r"allowed: 1\.\.3"):
-        segmenter_task(tiny(train={"vote_threshold": 4}))
+        sample(vote_threshold=4)
 
 
-def test_init_from_takes_weights_only(prepared: Config, tiny, tmp_path: Path) -> None:
-    make_pseudo(prepared)
-    train(prepared)
-    source = read_pointer(run_dir(prepared) / "train/checkpoints/LAST")
-    assert source is not None
-    other = tiny(paths={"run": str(tmp_path / "other")}, train={"optim": {"lr": 1e-12}})
+def test_every_labelled_pixel_of_the_truth_is_clean(sample) -> None:
+    truth = sample(labels="truth", loss="cross_entropy")
+    assert torch.equal(truth["labels"], sample()["labels"])  # the pseudo-labels of this test are the true masks
+    assert torch.equal(truth["clean"], truth["labels"] != 255)
+
+
+def test_cross_entropy_needs_no_complements(sample) -> None:
+    assert "complements" not in sample(labels="truth", loss="cross_entropy")
+
+
+def test_a_complement_is_another_class(sample) -> None:
+    voted = sample()
+    assert (voted["complements"] != voted["labels"])[voted["labels"] != 255].all()
+
+
+def test_an_assigned_complement_is_the_label(sample) -> None:
+    assigned = sample(complement="assigned")
+    assert torch.equal(assigned["complements"], assigned["labels"])
+
+
+@pytest.fixture(scope="module")
+def trained(labelled: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A trained segmenter; no test changes it."""
+    config = beside(labelled, tmp_path_factory.mktemp("trained"))
+    train(config)
+    return config
+
+
+def test_init_from_takes_weights_only(trained: Config, tmp_path: Path) -> None:
+    other, source = beside(trained, tmp_path, train={"optim": {"lr": 1e-12}}), newest(trained, "train")
     train(other, init_from=source)
-    result = read_pointer(run_dir(other) / "train/checkpoints/LAST")
-    start, end = from_pretrained(source).state_dict(), from_pretrained(result).state_dict()
+    start, end = from_pretrained(source).state_dict(), from_pretrained(newest(other, "train")).state_dict()
     assert not [name for name in start if not torch.allclose(start[name], end[name], atol=1e-6)]
+
+
+def test_init_from_an_absent_folder_is_refused(labelled: Config, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"--init-from .*nowhere"):
-        train(other, init_from=tmp_path / "nowhere")
-    (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1] + b"?")
+        train(beside(labelled, tmp_path), init_from=tmp_path / "nowhere")
+
+
+def test_init_from_a_damaged_checkpoint_is_refused(trained: Config, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(newest(trained, "train"), tmp_path / "source"))
+    flip_a_bit(source / "model.safetensors")
     with pytest.raises(CheckpointError, match="sha256 differs"):
-        train(other, init_from=source)
+        train(beside(trained, tmp_path), init_from=source)
 
 
 def test_metrics_reach_tensorboard_too(tiny, tmp_path: Path) -> None:

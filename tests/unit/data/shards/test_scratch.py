@@ -17,7 +17,7 @@ from distwsss.data.shards.verify import digest_problems, verified, verify
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import ShardError
 from distwsss.runtime.storage import Remote, Scratch
-from helpers.shard_samples import CLASSES, Samples, make_samples
+from helpers.small import CLASSES, Samples, make_samples
 
 SHARDS = 4
 

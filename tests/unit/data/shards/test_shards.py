@@ -20,7 +20,7 @@ from distwsss.data.shards.reader import OPEN_SHARDS, iter_shard, read_fields, re
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.errors import DataError, ShardError
 from helpers.paths import REPOSITORY
-from helpers.shard_samples import CLASSES, make_folder, make_samples
+from helpers.small import CLASSES, make_folder, make_samples
 
 # --- keys ---
 

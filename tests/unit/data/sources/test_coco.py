@@ -293,10 +293,8 @@ def test_the_official_lists(
     kept: int,
     official: int,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As many images as the official JSON has, of which `kept` have an annotation: the others are left out."""
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
     caplog.set_level(logging.INFO, "distwsss")
     images = [{"id": n, "file_name": f"{n}.jpg", "height": 2, "width": 2} for n in range(all_images)]
     some = [{"image_id": n, "category_id": 1, "segmentation": []} for n in range(kept)]

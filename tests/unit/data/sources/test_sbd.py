@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +144,7 @@ def test_sbd_masks_are_no_labels(trees: tuple[Path, Path]) -> None:
     }  # fmt: skip
 
 
-def test_a_subset_warns_and_says_what_it_found(
-    trees: tuple[Path, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
+def test_a_subset_warns_and_says_what_it_found(trees: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     assert len(listing(*trees).items) == 4
     assert "found 4 images, not 10582" in caplog.text
     assert "VOC train 2 of 1464, VOC val 2 of 1449, SBD train 2 of 8498, SBD val 2 of 2857" in caplog.text
@@ -156,10 +152,9 @@ def test_a_subset_warns_and_says_what_it_found(
 
 @pytest.mark.parametrize("in_voc_train", [691, 690])
 def test_lists_of_the_official_lengths_give_10582(
-    trees: tuple[Path, Path], in_voc_train: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    trees: tuple[Path, Path], in_voc_train: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """8,498 + 2,857 ids of SBD, of which 1,546 are in VOC val; `in_voc_train` of its ids are in VOC train's 1,464."""
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
     voc, sbd = trees
     ids = [f"2008_{number:06d}" for number in range(8498 + 2857)]
     in_val = ids[: 8498 + 2857 + 1464 - 691 - 10_582]

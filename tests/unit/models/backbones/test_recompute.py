@@ -17,7 +17,7 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.loop import fit
 from distwsss.train.task import classifier_task, segmenter_task
-from helpers.dist_run import make_pseudo, weights
+from helpers.small import weights, write_pseudo
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -93,7 +93,7 @@ def test_a_net_without_blocks_says_so() -> None:
 
 
 def test_the_loop_trains_to_the_same_weights(prepared: Config, tmp_path: Path) -> None:
-    make_pseudo(prepared)
+    write_pseudo(prepared)
     changes = {"backbone": section("resnet18", norm="local"), "lineage": "codebase", "head_dropout": 0.5}
     optim = prepared.train.optim.model_copy(update={"duration": "2 steps"})
     config = prepared.model_copy(update={"train": prepared.train.model_copy(update={**changes, "optim": optim})})

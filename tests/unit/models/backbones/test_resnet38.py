@@ -114,7 +114,6 @@ def test_files_load_layer_by_layer_and_name_the_head_left_out(
 ) -> None:
     net = ResNet38()
     with caplog.at_level(logging.INFO, logger="distwsss"):
-        logging.getLogger("distwsss").addHandler(caplog.handler)
         load_file_into(net, files[kind], "resnet38")
     state = net.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())

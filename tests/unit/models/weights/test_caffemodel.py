@@ -176,7 +176,6 @@ def test_every_parameter_lands_where_convert_py_puts_it(
 ) -> None:
     section = BackboneSection(name="resnet101_caffe", weights=str(init_caffemodel), output_stride=8)
     with caplog.at_level(logging.INFO, logger="distwsss"):
-        logging.getLogger("distwsss").addHandler(caplog.handler)
         state = Backbone(section).net.state_dict()
     assert len([name for name in state if "num_batches" not in name]) == len(weights)
     for name, expected in weights.items():
@@ -224,7 +223,6 @@ def test_deeplab_pytorch_files_load_by_name(
     torch.save(file, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     net = CaffeResNet101()
     with caplog.at_level(logging.INFO, logger="distwsss"):
-        logging.getLogger("distwsss").addHandler(caplog.handler)
         load_file_into(net, tmp_path / "w.pth", "resnet101_caffe")
     state = net.state_dict()
     assert all(torch.equal(state[name], expected) for name, expected in marked.items())

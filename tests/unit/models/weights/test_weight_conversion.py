@@ -59,7 +59,6 @@ def test_resnet101_loads_layer_by_layer_without_its_classifier(
     name: str, deep: bool, files: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="distwsss"):
-        logging.getLogger("distwsss").addHandler(caplog.handler)
         state = Backbone(resnet(name, files[name])).net.net.state_dict()
     for key, expected in marks(torchvision_shapes(deep)).items():
         assert torch.equal(state[key], expected), key
@@ -103,7 +102,6 @@ def test_a_whole_deeplab_of_deeplab_pytorch(tmp_path: Path, caplog: pytest.LogCa
     assert all(torch.equal(state[f"backbone.net.{name}"], tensor) for name, tensor in body.items())
     assert all(torch.equal(state[f"head.branches.{name[1:]}"], tensor) for name, tensor in head.items())
     with caplog.at_level(logging.INFO, logger="distwsss"):
-        logging.getLogger("distwsss").addHandler(caplog.handler)
         other = build_segmenter(section, ["background", "cat"]).state_dict()
     assert all(torch.equal(other[f"backbone.net.{name}"], tensor) for name, tensor in body.items())
     assert other["head.branches.0.weight"].std() < 0.02

@@ -17,8 +17,7 @@ from distwsss.config.hardware import HardwareSection
 from distwsss.data.batches.loader import split_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
-from distwsss.train.engine import accelerate as engine
-from distwsss.train.engine.accelerate import deepspeed_file, make_accelerator
+from distwsss.train.engine.accelerate import check_environment, deepspeed_file, make_accelerator
 from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.loop import fit
 from distwsss.train.task import classifier_task
@@ -82,18 +81,20 @@ def test_accelerates_cpu_on_a_machine_with_cuda_is_refused(environment, monkeypa
 
 
 def test_what_agrees_or_was_not_asked_for_is_accepted(environment) -> None:
-    """Accelerate's DeepSpeed variables would override the JSON that was filled from the configuration: they go."""
+    environment(ACCELERATE_MIXED_PRECISION="no", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    check_environment(HardwareSection(device="cpu", mixed_precision="bf16"), 2, on_cpu=True)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+def test_accelerates_deepspeed_variables_go_once_they_agree(environment) -> None:
+    """They would override the JSON that was filled from the configuration."""
     environment(
-        ACCELERATE_MIXED_PRECISION="no",
-        ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2",
         ACCELERATE_USE_DEEPSPEED="true",
         ACCELERATE_DEEPSPEED_CONFIG_FILE=os.path.relpath(DEEPSPEED / "zero2.json"),
         ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
     )
-    hardware = HardwareSection(device="cpu", mixed_precision="bf16", deepspeed=str(DEEPSPEED / "zero2.json"))
-    engine._check_environment(hardware, 2, on_cpu=True)
+    check_environment(HardwareSection(device="cpu", deepspeed=str(DEEPSPEED / "zero2.json")), 1, on_cpu=True)
     assert not [name for name in os.environ if name.startswith("ACCELERATE_") and "DEEPSPEED" in name]
-    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
 @pytest.fixture
@@ -129,14 +130,24 @@ def test_a_global_batch_smaller_than_the_world_names_the_nearest_settings(enviro
         fit(classifier_task(config, 0.1), config.hardware, tmp_path / "a", seed=0)
 
 
-def test_a_name_is_a_file_of_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_a_name_there_is_no_file() -> None:
     assert deepspeed_file(CPU) is None
-    assert deepspeed_file(HardwareSection(deepspeed="zero2")) == DEEPSPEED / "zero2.json"
-    given = DEEPSPEED / "zero3.json"
-    assert deepspeed_file(HardwareSection(deepspeed=str(given))) == given
+
+
+@pytest.mark.parametrize("given", ["zero2", str(DEEPSPEED / "zero2.json")])
+def test_a_name_or_a_path_is_a_file_of_configs(given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert deepspeed_file(HardwareSection(deepspeed=given)) == DEEPSPEED / "zero2.json"
+
+
+def test_a_file_here_goes_before_that_of_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "zero2").write_text("{}")
     assert deepspeed_file(HardwareSection(deepspeed="zero2")) == Path("zero2")
+
+
+def test_a_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ConfigError, match=r"hardware\.deepspeed nowhere: no such file; looked for .*/nowhere and .*/nowhere\.json"
     ):
@@ -157,7 +168,10 @@ def made(tmp_path: Path, **keys: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(DEEPSPEED.glob("*.json")), ids=lambda path: path.stem)
+FILES = pytest.mark.parametrize("path", sorted(DEEPSPEED.glob("*.json")), ids=lambda path: path.stem)
+
+
+@FILES
 def test_the_files_of_configs_are_filled_as_deepspeed_reads_them(path: Path) -> None:
     """DeepSpeed's own reader, which checks that the batch is micro-batch x accumulation x ranks."""
     from deepspeed.runtime.config import DeepSpeedConfig
@@ -169,9 +183,14 @@ def test_the_files_of_configs_are_filled_as_deepspeed_reads_them(path: Path) -> 
     assert not read.float16_config.enabled
     assert read.zero_config.stage == int(path.stem[4])
     assert (read.zero_config.offload_optimizer is not None) == path.stem.endswith("_offload")
-    assert '"auto"' not in json.dumps(filled(path))
-    assert filled(path)["gradient_clipping"] == 0.0
-    assert filled(path)["train_batch_size"] == 12
+
+
+@FILES
+def test_every_auto_of_a_file_is_filled(path: Path) -> None:
+    found = filled(path)
+    assert '"auto"' not in json.dumps(found)
+    assert found["gradient_clipping"] == 0.0
+    assert found["train_batch_size"] == 12
 
 
 def test_every_contradiction_of_the_json_is_listed(tmp_path: Path) -> None:

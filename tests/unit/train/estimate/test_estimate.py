@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import typing
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,16 +32,17 @@ from distwsss.train.estimate.estimate import (
     FRAGMENTS,
     GIB,
     USABLE,
-    _largest,
-    _memory,
+    Estimate,
     class_names,
     estimate,
+    largest_micro_batch,
+    memory_of,
 )
 from distwsss.train.estimate.fake_memory import PeakMemory, cuda_autocast_rules, fake_module
 from distwsss.train.estimate.fake_step import Stage, Way, segmenter_stage, step_cost
 from distwsss.train.optim import build_optimizer
-from helpers.evaluation_run import CLASSES, write_images
 from helpers.paths import REPOSITORY
+from helpers.small import CLASSES, make_config, write_images
 
 NAMES = [f"class {number}" for number in range(21)]
 ROWS = [f"voc12/{name}" for name in ("deeplab_v1", "deeplab_v2", "deeplab_v2_classic")]
@@ -60,7 +63,7 @@ class TwoConvs(nn.Module):
         return self.head(torch.relu(self.backbone(images)))
 
 
-def two_convs(optimizer: str = "sgd", build: typing.Callable[[], nn.Module] = TwoConvs) -> Stage:
+def two_convs(optimizer: str = "sgd", build: Callable[[], nn.Module] = TwoConvs) -> Stage:
     optim = OptimSection(optimizer=optimizer, global_batch=12)
     return Stage(
         "train",
@@ -123,12 +126,15 @@ def test_parameters_and_states_by_hand(optimizer: str, states: int) -> None:
 
 def test_activations_by_hand() -> None:
     image, hidden, out = (4 * BATCH * channels * SIDE * SIDE for channels in (3, 4, 2))
-    alone = step_cost(two_convs(), Way(BATCH, cuda=False))
+    peak = step_cost(two_convs(), Way(BATCH, cuda=False)).peak
     # most is held in the backward of ReLU: image, ReLU's output (not its input), the logits, the gradients of ReLU's
     # output and input and of the second convolution's weights, and three scalars: two sums and where backward begins
-    assert alone.peak["activations"] + alone.peak["gradients"] == image + 3 * hidden + out + 4 * 8 + 3 * 4
-    again = step_cost(two_convs(), Way(BATCH, cuda=False, accumulates=True))
-    assert sum(again.peak.values()) > sum(alone.peak.values())
+    assert peak["activations"] + peak["gradients"] == image + 3 * hidden + out + 4 * 8 + 3 * 4
+
+
+def test_accumulated_gradients_stay() -> None:
+    alone, again = (step_cost(two_convs(), Way(BATCH, cuda=False, accumulates=more)).peak for more in (False, True))
+    assert sum(again.values()) > sum(alone.values())
 
 
 def test_peak_is_that_of_torchs_tracker() -> None:
@@ -262,17 +268,17 @@ def test_largest_micro_batch_is_the_one_found_by_trying_all(gib: float) -> None:
     totals = {}
     for micro in range(1, 13):
         cost = step_cost(stage, Way(micro, accumulates=micro < 12))
-        totals[micro] = sum(_memory(cost, hardware).values())
+        totals[micro] = sum(memory_of(cost, hardware).values())
     card = Card("small", CONTEXT_GIB / USABLE + gib / 100, {})
     fitting = [micro for micro, total in totals.items() if total <= USABLE * card.memory * GIB]
     for known in (None, 1, 3, 6, 12):
         before = {known: totals[known]} if known else {}
-        assert _largest(stage, hardware, card, before) == max(fitting, default=0)
+        assert largest_micro_batch(stage, hardware, card, before) == max(fitting, default=0)
 
 
 def test_ddp_keeps_gradients_once_more() -> None:
     cost = step_cost(two_convs(), Way(BATCH))
-    one, two = (_memory(cost, HardwareSection(card="a100", cards=cards)) for cards in (1, 2))
+    one, two = (memory_of(cost, HardwareSection(card="a100", cards=cards)) for cards in (1, 2))
     assert (one["buckets"], two["buckets"]) == (0, 4 * 120)
     assert two["allowance"] - one["allowance"] == pytest.approx(FRAGMENTS * 4 * 120, abs=1)
 
@@ -280,22 +286,42 @@ def test_ddp_keeps_gradients_once_more() -> None:
 def test_cards_are_those_of_the_configuration() -> None:
     named = typing.get_args(typing.get_args(HardwareSection.model_fields["card"].annotation)[0])
     assert set(named) == set(CARDS)
+
+
+def test_every_card_has_a_rate_for_every_precision() -> None:
     assert all(set(card.rates) == {"bf16", "fp16", "tf32", "float32"} for card in CARDS.values())
-    assert computes_in(HardwareSection(tf32=False)) == "float32"
-    assert computes_in(HardwareSection(tf32=True)) == "tf32"
-    assert computes_in(HardwareSection(mixed_precision="bf16", tf32=True)) == "bf16"
 
 
-def test_steps_and_time_by_hand(tiny) -> None:
+@pytest.mark.parametrize(
+    ("hardware", "precision"),
+    [({"tf32": False}, "float32"), ({"tf32": True}, "tf32"), ({"mixed_precision": "bf16", "tf32": True}, "bf16")],
+)
+def test_what_is_computed_in(hardware: dict[str, Any], precision: str) -> None:
+    assert computes_in(HardwareSection(**hardware)) == precision
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory: pytest.TempPathFactory) -> list[Estimate]:
+    """The two stages on two cards, with a quarter of the segmenter's images held out."""
     optim = {"duration": "3 epochs", "global_batch": 4}
     hardware = {"card": "a100", "cards": 2, "micro_batch": 1, "mixed_precision": "bf16"}
-    config = tiny(train={"optim": optim, "holdout": 0.25}, hardware=hardware)
-    classifier, segmenter = estimate(config)
+    folder = tmp_path_factory.mktemp("estimated")
+    return estimate(make_config(folder, train={"optim": optim, "holdout": 0.25}, hardware=hardware))
+
+
+def test_steps_by_hand(estimated: list[Estimate]) -> None:
+    classifier, segmenter = estimated
     assert (classifier.images, classifier.steps_per_epoch, classifier.steps) == (12, 3.0, 4)
     assert (segmenter.images, segmenter.steps_per_epoch, segmenter.steps) == (9, 2.25, 7)
-    assert (segmenter.ranks, segmenter.accumulation, segmenter.micro_batch) == (2, 2, 1)
-    seconds = 7 * segmenter.flops / 2 / 312e12
-    assert segmenter.hours == pytest.approx((seconds / 0.45 / 3600, seconds / 0.20 / 3600))
+
+
+def test_the_split_of_the_batch_by_hand(estimated: list[Estimate]) -> None:
+    assert (estimated[1].ranks, estimated[1].accumulation, estimated[1].micro_batch) == (2, 2, 1)
+
+
+def test_time_by_hand(estimated: list[Estimate]) -> None:
+    seconds = 7 * estimated[1].flops / 2 / 312e12
+    assert estimated[1].hours == pytest.approx((seconds / 0.45 / 3600, seconds / 0.20 / 3600))
 
 
 def test_shards_are_asked_first(tiny, tmp_path: Path) -> None:
@@ -305,31 +331,48 @@ def test_shards_are_asked_first(tiny, tmp_path: Path) -> None:
     assert estimate(config)[0].images == 5
 
 
-def test_what_is_not_known_is_said(tiny, tmp_path: Path) -> None:
-    folder = {"dataset": "folder", "root": str(tmp_path)}
+def test_unknown_classes_are_an_error(tiny, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"classes are not known: data\.classes is not set.*run prepare first"):
-        estimate(tiny(data=folder))
-    config = tiny(data={**folder, "classes": ["cat", "dog"]}, train={"optim": {"duration": "2 epochs"}})
-    classifier, segmenter = estimate(config)
+        estimate(tiny(data={"dataset": "folder", "root": str(tmp_path)}))
+
+
+def test_what_is_not_known_is_none(tiny, tmp_path: Path) -> None:
+    data = {"dataset": "folder", "root": str(tmp_path), "classes": ["cat", "dog"]}
+    classifier, segmenter = estimate(tiny(data=data, train={"optim": {"duration": "2 epochs"}}))
     assert (classifier.images, classifier.steps, segmenter.steps, segmenter.hours) == (None, 4, None, None)
     assert classifier.largest_micro_batch is None  # no card
+
+
+def test_more_cards_than_images_of_a_batch_are_an_error(tiny) -> None:
     with pytest.raises(ConfigError, match=r"global_batch is 4, hardware\.cards 5; allowed: at most 4 cards"):
         estimate(tiny(hardware={"cards": 5}))
 
 
-def test_command_line(tiny_file, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def said(tiny_file, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """said(*arguments) -> what `distwsss estimate` prints for two cards."""
     path = str(tiny_file(hardware={"card": "rtx3090", "cards": 2}))
-    assert main(["estimate", "--config", path]) == 0
-    text = capsys.readouterr().out
+
+    def run(*arguments: str) -> str:
+        assert main(["estimate", "--config", path, *arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_line_prints_a_table_and_leaves_nothing(said: Callable[..., str], tmp_path: Path) -> None:
+    text = said()
     assert "Estimates, nothing was run: 2 x RTX 3090, tf32" in text
     assert "buckets of DDP" in text
     assert "% of the card" in text
-    assert main(["estimate", "--config", path, "--json"]) == 0
-    tree = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_prints_json(said: Callable[..., str]) -> None:
+    tree = json.loads(said("--json"))
     assert [stage["stage"] for stage in tree["stages"]] == ["classify", "train"]
     memory = tree["stages"][1]["memory"]
     assert memory.pop("total") == sum(memory.values())
-    assert not (tmp_path / "run").exists()  # it leaves nothing
 
 
 @pytest.mark.slow
