@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, softmax
 
-from distwsss.inference.views import predict_logits
+from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.backbones.build import normalise
 
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
@@ -76,10 +76,12 @@ def main() -> None:
         model = Convolution(arguments.classes, stride).eval()
         before, wanted = peak(lambda: all_at_once(model, image, SCALES))  # noqa: B023
         for scales in ([1.0], [1.75], SCALES):
-            ratio, found = peak(lambda: predict_logits(model, image, scales, True))  # noqa: B023
+            views = Views(tuple(scales), flip=True)
+            ratio, found = peak(lambda: predict_probabilities(model, image, views))  # noqa: B023
             print(f"stride {stride}, in bands, scales {scales}: {ratio:.2f}")
         print(f"stride {stride}, all at once: {before:.2f}; largest difference {(found - wanted).abs().max():.1e}")
-        ratio, _ = peak(lambda: predict_logits(model, image, SCALES, True, crop_size=512, stride=341))  # noqa: B023
+        views = Views(tuple(SCALES), flip=True, crop_size=512, stride=341)
+        ratio, _ = peak(lambda: predict_probabilities(model, image, views))  # noqa: B023
         print(f"stride {stride}, in bands, windows of 512 every 341: {ratio:.2f}")
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from distwsss.config import Config, load_config
 from distwsss.data.shards.index import load_index
-from distwsss.data.sources.listing import tuning_keys
-from distwsss.evaluate.stats import seed_quality
+from distwsss.evaluate.stats import seed_quality, tuning_keys
 from distwsss.runtime.layout import images_dir, run_dir
 from distwsss.runtime.progress import setup_logging
 

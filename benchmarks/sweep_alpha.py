@@ -22,7 +22,7 @@ from distwsss.config import Config, load_config
 from distwsss.data.images import decode_image
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.data.sources.listing import tuning_keys
+from distwsss.evaluate.stats import tuning_keys
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.cam import compute_cam
 from distwsss.maths.miou import ConfusionMatrix
@@ -31,7 +31,7 @@ from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import images_dir
 from distwsss.runtime.progress import setup_logging, track
 from distwsss.seeds.chunk import refine_cams
-from distwsss.seeds.generate import classifier_folders
+from distwsss.seeds.plan import classifier_folders
 
 SETTINGS = [f"softmax:{alpha:g}" for alpha in (0.25, 0.5, 1, 2, 4, 8, 16)]
 SETTINGS += [f"sum:{alpha:g}" for alpha in (2, 4, 8, 16)]
