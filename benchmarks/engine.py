@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distwsss.config import Config
 from distwsss.config.load import check_config
-from distwsss.data.batches.loader import Batch, MicroBatches, read_batches, split_batch
+from distwsss.data.batches.loader import Batch, MicroBatches, read_batches, share_batch
 from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.prepare import prepare
@@ -83,7 +83,7 @@ def make_config(folder: Path, backbone: str, size: int) -> Config:
 
 def batches_of(task: Task, config: Config, steps: int) -> list[Batch]:
     return list(
-        read_batches(MicroBatches(task.selection, task.samples, 0, BATCH, split_batch(BATCH, None, 0, 1), steps), 0, 0)
+        read_batches(MicroBatches(task.selection, task.samples, 0, BATCH, share_batch(BATCH, None, 0, 1), steps), 0, 0)
     )
 
 
@@ -161,7 +161,7 @@ def rate(loader: Iterator[Any], skip: int) -> float:
 
 
 def our_loader(task: Task, steps: int, workers: int) -> float:
-    batches = MicroBatches(task.selection, task.samples, 0, BATCH, split_batch(BATCH, None, 0, 1), steps)
+    batches = MicroBatches(task.selection, task.samples, 0, BATCH, share_batch(BATCH, None, 0, 1), steps)
     return rate(read_batches(batches, 0, workers), 4 * workers)
 
 

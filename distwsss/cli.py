@@ -1,4 +1,4 @@
-"""Verbs -> functions of `pipeline`, nothing else. `distwsss VERB --help` teaches each.
+"""Verbs -> functions of `pipeline`, and the configuration shown. `distwsss VERB --help` teaches each.
 
 Exit codes: 0 ok, 1 the run failed, 2 usage or configuration, 3 data or shards, 4 checkpoint, 130 interrupted (after
 saving), 141 nobody reads the output any more (`| head`).
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import distwsss
 from distwsss import pipeline
@@ -50,9 +50,9 @@ class Verb:
     text: str
     function: Callable[[Any, Arguments], object]
     options: tuple[Option, ...] = ()
-    config: str = "required"  # required | optional | checkpoint | none
+    config: Literal["required", "optional", "checkpoint", "none"] = "required"
     single_process: bool = True
-    opens_run: str | None = "describe"  # describe | lock | None
+    opens_run: Literal["describe", "lock"] | None = "describe"
 
 
 def _option(*flags: str, **settings: Any) -> Option:
@@ -106,10 +106,12 @@ def _options(given: Arguments) -> pipeline.Options:
 
 
 def _show_config(config: Config | None, given: Arguments) -> None:
-    if given.describe:
+    if given.describe and given.action == "show":
         print(describe(config))
+    elif given.describe:
+        raise ConfigError("config validate: found --describe; allowed: config show --describe")
     elif config is None:
-        raise ConfigError(f"config {given.action}: found no --config; allowed without it: config show --describe")
+        raise ConfigError(f"config {given.action}: found no --config; give --config FILE")
     else:
         print(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
@@ -146,7 +148,7 @@ VERBS: dict[str, Verb] = {
         single_process=False,
     ),
     "evaluate": Verb(
-        "mIoU of the segmenter, without and with multi-scale + flip and CRF",
+        "score the segmenter: mIoU without and with multi-scale + flip and CRF",
         lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint),
         (CHECKPOINT_ALONE, _option("--split", metavar="NAME", help="split to score (default: data.val_split)")),
         config="checkpoint",
@@ -266,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distwsss",
         description="Weakly supervised semantic segmentation from image-level labels.",
-        epilog="Start with: distwsss run --config demo/shapes. Every verb skips what is complete.",
+        epilog="Start with: distwsss run --config demo/shapes. Every stage skips what is complete.",
     )
     parser.add_argument("--version", action="version", version=f"distwsss {distwsss.__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -295,26 +297,30 @@ def _configuration(verb: Verb, given: Arguments) -> Config | None:
     return None
 
 
-def _dispatch(given: Arguments) -> None:
+def _dispatch(given: Arguments, command: str) -> None:
     verb = VERBS[given.verb]
     if verb.single_process:
         ranks.check_single_process(given.verb)
     config = _configuration(verb, given)
     opened: AbstractContextManager[None] = nullcontext()
     if config is not None and verb.opens_run:
-        opened = open_run(config, " ".join(sys.argv), describe=verb.opens_run == "describe")
+        opened = open_run(config, command, describe=verb.opens_run == "describe")
     with opened:
         verb.function(config, given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The process's exit code; never a traceback for a user's mistake unless --debug."""
-    given = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        build_parser().print_help()
+        return 2
+    given = build_parser().parse_args(words)
     setup_logging(given.debug)
     logging.captureWarnings(False)
     try:
         with sigterm_interrupts():
-            _dispatch(given)
+            _dispatch(given, " ".join([sys.argv[0], *words]))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does: nothing is left to say, to nobody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush

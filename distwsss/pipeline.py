@@ -111,6 +111,10 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
     Locks the run folder and describes there what is run, as `distwsss run` does. Raises our errors (`distwsss.errors`),
     ConfigError for a stage that does not exist.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"run: found a {type(config).__name__}; allowed: the configuration that `load_config` returns"
+        )
     if not log.hasHandlers():
         setup_logging()
     with open_run(config, None):
@@ -120,9 +124,9 @@ def run(config: Config, stages: Sequence[str] | None = None) -> None:
 def run_stages(config: Config, options: Options, stages: Sequence[str] | None = None) -> None:
     """`run` in a run folder that is open already."""
     ranks.check_single_process("run")
-    unknown = [name for name in stages or () if name not in STAGES]
+    unknown = [stages] if isinstance(stages, str) else [name for name in stages or () if name not in STAGES]
     if unknown:
-        raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: {', '.join(STAGES)}")
+        raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
     for name, stage in STAGES.items():
         if stages is None or name in stages:
             log.info(f"== {name}")
@@ -148,9 +152,7 @@ def predict(
     print(f"{len(paths)} predictions in {output}")
 
 
-def submit(
-    config: Config, output: Path, split: str, checkpoint: Path | None, multi_scale: bool, crf: bool
-) -> None:
+def submit(config: Config, output: Path, split: str, checkpoint: Path | None, multi_scale: bool, crf: bool) -> None:
     """The archive of label maps for the evaluation server of PASCAL VOC 2012."""
     from distwsss.evaluate.submit import submit
 

@@ -203,6 +203,8 @@ def load_config(path: str | Path, profile: str | None = None, overrides: list[st
 
     Raises ConfigError naming every problem with its source, dotted key, what was found and what is allowed.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: found {overrides!r}; allowed: a list of `key=value`")
     path = find_file("--config", path, ".")
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}

@@ -13,7 +13,7 @@ from distwsss.config.training import AugmentSection, OptimSection
 
 
 class ClassifySection(Section):
-    """One classifier per dropout probability p (METHOD section 1)."""
+    """One classifier per dropout probability p."""
 
     dropouts: list[Probability] = Field(
         [0.05, 0.10, 0.20, 0.30],
@@ -41,7 +41,7 @@ class ClassifySection(Section):
 
 
 class SeedsSection(Section):
-    """CAM, CRF, vote (METHOD sections 1-3)."""
+    """CAM, CRF, vote."""
 
     scales: list[Positive] = Field(
         [1.00, 1.20], min_length=1, description="of the image; a seed is named by p and scale, as 0.05-1.20"
@@ -56,7 +56,7 @@ class SeedsSection(Section):
     cam_scales: list[Positive] = Field(
         [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
     )
-    alpha: Positive = Field(8.0, description="background's map is (1 - the highest CAM) ** alpha (METHOD section 2)")
+    alpha: Positive = Field(8.0, description="background's map is (1 - the highest CAM) ** alpha")
     normalise: Literal["softmax", "sum"] = Field(
         "softmax", description="maps to the CRF's distribution: their softmax, or each over their sum (psa, SEAM, EPS)"
     )
@@ -68,7 +68,7 @@ class SeedsSection(Section):
 
 
 class TrainSection(Section):
-    """The segmenter and its loss (METHOD sections 4 and 5)."""
+    """The segmenter and its loss."""
 
     model: Literal["deeplab", "segformer", "mask2former"] = Field(
         "deeplab", description="deeplab: with a convolutional backbone; segformer: with mit_*; mask2former: with swin_*"

@@ -9,13 +9,12 @@ from functools import partial
 import numpy as np
 
 from distwsss.config.data import DataSection
-from distwsss.data.images import decode_image
+from distwsss.data.images import IGNORE, decode_image
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
 from distwsss.errors import DataError
 from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import track
 
-IGNORE = 255
 CHUNK = 32  # images that a process checks at a time
 
 

@@ -16,6 +16,7 @@ from distwsss.errors import DataError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+IGNORE = 255  # in a mask: no class
 MASK_FORMATS = ("PNG",)  # JPEG masks would be lossy
 
 

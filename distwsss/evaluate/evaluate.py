@@ -23,7 +23,7 @@ from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.data.shards.verify import verified
 from distwsss.errors import DataError, DistwsssError
-from distwsss.evaluate.scores import describe_checkpoint, notes, print_scores
+from distwsss.evaluate.scores import describe_checkpoint, notes, or_none, print_scores
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import Segmenter, open_segmenter
 from distwsss.inference.views import crf_planes
@@ -31,12 +31,11 @@ from distwsss.maths.miou import ConfusionMatrix
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
-from distwsss.runtime.layout import ROLES, evaluation_file, images_dir, other_images_dir
+from distwsss.runtime.layout import ROLES, evaluate_dir, evaluation_file, images_dir, other_images_dir
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder
 
 Value = TypeVar("Value")
-TRUTH = "truth.png"
 
 
 def evaluate(config: Config, split: str | None = None, checkpoint: Path | None = None) -> dict[str, Any] | None:
@@ -53,7 +52,7 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
     split = split or config.data.val_split
     index = load_index(_on_rank_0(lambda: images_to_score(config, split)), "images")
     _check_classes(segmenter.model, index, segmenter.folder)
-    samples = with_truth(index)
+    samples = index.with_truth().places()
     if not samples:
         log.info(f"evaluate: {split}: no masks: nothing to score")
         return None
@@ -68,6 +67,7 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
         record["notes"] = notes(config, record)
         _on_rank_0(lambda: write_json(path, record))
+        log.info(f"evaluate: {path}")
     if ranks.rank() == 0:
         print_scores(record)
     return record
@@ -83,18 +83,9 @@ def images_to_score(config: Config, split: str) -> Folder:
         folder = images_dir(config, role)
         if (folder / INDEX).is_file() and holds_split(load_index(folder, "images"), config, split):
             return folder
-    log.info(f"evaluate: split `{split}` of this data is not in the run's own shards")
+    below = evaluate_dir(config)
+    log.info(f"evaluate: split `{split}` of this data is not in the run's own shards: prepared below {below}")
     return prepare_split(config, split, lambda digest: other_images_dir(config, key_from_name(split), digest))
-
-
-def with_truth(index: ShardIndex) -> list[tuple[int, int]]:
-    """(shard, position) of every image that has a mask, in index order."""
-    return [
-        (shard, position)
-        for shard, record in enumerate(index.shards)
-        for position, fields in enumerate(record.members)
-        if TRUTH in fields
-    ]
 
 
 def score(
@@ -174,10 +165,6 @@ def _check_classes(model: nn.Module, index: ShardIndex, folder: Path) -> None:
         )
 
 
-def _rounded(values: Any) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
 def _record(config: Config, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]) -> dict[str, Any]:
     root = Path(config.data.root).resolve().name if config.data.root else config.data.dataset
     return {
@@ -187,8 +174,8 @@ def _record(config: Config, index: ShardIndex, scored: int, matrices: dict[str, 
         "scored": scored,
         "classes": list(index.classes),
         "labels_from": index.extra.get("labels_from"),
-        "iou": {name: _rounded(matrix.iou()) for name, matrix in matrices.items()},
-        "miou": {name: _rounded([matrix.miou()])[0] for name, matrix in matrices.items()},
+        "iou": {name: [or_none(value) for value in matrix.iou()] for name, matrix in matrices.items()},
+        "miou": {name: or_none(matrix.miou()) for name, matrix in matrices.items()},
         "confusion": {name: np.asarray(matrix.matrix).tolist() for name, matrix in matrices.items()},
     }
 

@@ -6,6 +6,7 @@ CRF, single scale and multi-scale, side by side.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ def protocol_line(record: dict[str, Any]) -> str:
         f"{crf['gaussian_compat']:g}, bilateral {crf['bilateral_sxy']:g}/{crf['bilateral_srgb']:g}/"
         f"{crf['bilateral_compat']:g}, over all classes"
     )
+
+
+def or_none(value: float) -> float | None:
+    """For JSON, which has no NaN: None."""
+    return None if math.isnan(value) else float(value)
 
 
 def percent(value: float | None) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from distwsss.config import Config
-from distwsss.data.images import decode_mask
+from distwsss.data.images import IGNORE, decode_mask
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.data.sources.listing import plain_name, stem_of
-from distwsss.errors import DataError, ShardError, report_problems
-from distwsss.evaluate.scores import percent, print_table
+from distwsss.errors import DataError, report_problems
+from distwsss.evaluate.scores import or_none, percent, print_table
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.miou import ConfusionMatrix
 from distwsss.maths.select import select_seeds
@@ -28,7 +28,6 @@ from distwsss.runtime.layout import images_dir, pseudo_dir, quality_file, seeds_
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
-IGNORE = 255
 VOC_TRAIN_IMAGES = (1464, 10582)
 Quality = dict[str, Any]
 # of Tables 10 and 11, as shares of all labelled pixels, and inside and across clean and noisy
@@ -98,10 +97,6 @@ def shard_counts(task: CountTask) -> Counts:
     return Counts(per_seed, per_vote)
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
     return float(part.sum() / whole.sum()) if whole.sum() else None
 
@@ -110,8 +105,8 @@ def _scores(matrix: np.ndarray) -> dict[str, Any]:
     """IoU of each class, their mean, and the share of pixels that agree with the truth (Tables 4 and 9)."""
     confusion = ConfusionMatrix(len(matrix))
     confusion.matrix = matrix
-    iou = [_number(value) for value in confusion.iou()]
-    return {"iou": iou, "miou": _number(confusion.miou()), "agreement": _share(np.diagonal(matrix), matrix)}
+    iou = [or_none(value) for value in confusion.iou()]
+    return {"iou": iou, "miou": or_none(confusion.miou()), "agreement": _share(np.diagonal(matrix), matrix)}
 
 
 def _threshold(votes: np.ndarray, t: int) -> dict[str, Any]:
@@ -136,27 +131,18 @@ def _threshold(votes: np.ndarray, t: int) -> dict[str, Any]:
     }
 
 
-def _with_truth(index: ShardIndex) -> set[str]:
-    return {
-        key
-        for record in index.shards
-        for key, fields in zip(record.keys, record.members, strict=True)
-        if "truth.png" in fields
-    }
-
-
 def _chosen(index: ShardIndex, keys: set[str] | None, exclude: set[str] | None) -> set[str]:
-    known = {key for record in index.shards for key in record.keys}
+    known = set(index.all().keys())
     for name, wanted in (("restricted to", keys), ("leave out", exclude)):
         if wanted and wanted - known:
             log.warning(f"stats: told to {name} {len(wanted - known)} images that are not in the train split")
-    return {key for key in _with_truth(index) if (keys is None or key in keys) and key not in (exclude or ())}
+    return {key for key in index.with_truth().keys() if (keys is None or key in keys) and key not in (exclude or ())}
 
 
 def _count(config: Config, images: ShardIndex, pseudo: ShardIndex, seeds: ShardIndex | None, keys: set[str]) -> Counts:
     for other in (pseudo, seeds):
-        if other is not None and [record.keys for record in other.shards] != [record.keys for record in images.shards]:
-            raise ShardError(f"{other.folder} and {images.folder} do not hold the same images; run distwsss seeds anew")
+        if other is not None:
+            images.check_same_images(other)
     parts: list[Counts] = []
     with bounded_pool(config.hardware.workers) as submit:
         for shard, positions in enumerate(images.select(keys.__contains__).positions):

@@ -1,4 +1,4 @@
-"""CAM of one image, and the class distribution made of it (METHOD sections 1 and 2). Called by `seeds.generate`."""
+"""CAM of one image, and the class distribution made of it (METHOD sections 1 and 2). Called by `seeds.chunk`."""
 
 from __future__ import annotations
 

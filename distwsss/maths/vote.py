@@ -1,4 +1,4 @@
-"""The vote over seeds (METHOD section 3). Called by `seeds.generate`. Imports no torch."""
+"""The vote over seeds (METHOD section 3). Called by `seeds.chunk`. Imports no torch."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from distwsss.config.schema import Config
-from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.images import IGNORE, decode_clean, decode_image, decode_mask
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import read_fields, read_json_field, read_truth
 from distwsss.inference.segmenter import Segmenter
@@ -75,7 +75,7 @@ def _vote_tiles(index: ShardIndex, place: tuple[int, int], config: Config) -> li
     if t is None:
         t, clean = index.parameters["threshold"], decode_clean(fields["clean.png"], f"{where}.clean.png")
     else:
-        clean = (votes >= t) & (labels != pictures.IGNORE_LABEL)
+        clean = (votes >= t) & (labels != IGNORE)
     return [
         ("pseudo-label", pictures.label_map(labels)),
         ("votes", pictures.votes_map(votes, len(index.extra["seeds"]))),

@@ -11,7 +11,7 @@ from typing import Any
 from distwsss.config.crf import CRFParams
 from distwsss.config.load import shown_yaml
 from distwsss.config.schema import Config
-from distwsss.data.images import voc_palette
+from distwsss.data.images import IGNORE, voc_palette
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.errors import CheckpointError
@@ -86,7 +86,7 @@ def _data(config: Config, indexes: dict[Role, ShardIndex]) -> str:
         return page.section("Data", page.missing("prepare"))
     facts: dict[str, str] = {"data set": config.data.dataset}
     for role, index in indexes.items():
-        masks = sum("truth.png" in fields for shard in index.shards for fields in shard.members)
+        masks = len(index.with_truth())
         facts[role] = (
             f"{len(index)} images (list {index.parameters.get('split', role)}), {masks} with masks; image-level labels "
             f"from: {index.extra.get('labels_from', 'unknown')}"
@@ -179,7 +179,7 @@ def _evaluations(found: dict[str, Any]) -> str:
 def _legend(seeds: int, classes: list[str]) -> str:
     palette = voc_palette()
     names = [(name, palette[number].tolist()) for number, name in enumerate(classes)]
-    names.append(("ignore (255)", palette[pictures.IGNORE_LABEL].tolist()))
+    names.append(("ignore (255)", palette[IGNORE].tolist()))
     votes = [(f"{count} votes", colour.tolist()) for count, colour in enumerate(pictures.vote_colours(seeds))]
     clean = [("clean", pictures.CLEAN), ("noisy", pictures.NOISY), ("ignored", pictures.IGNORED)]
     return page.swatches(names) + page.swatches(votes) + page.swatches(clean)

@@ -9,11 +9,10 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from distwsss.data.images import encode_palette
+from distwsss.data.images import IGNORE, encode_palette
 
 SIDE = 220  # longest side of a picture on the page, pixels
 CLEAN, NOISY, IGNORED = (43, 108, 176), (237, 162, 61), (224, 224, 192)  # blue and amber differ for every eye
-IGNORE_LABEL = 255
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -59,5 +58,5 @@ def votes_map(votes: np.ndarray, seeds: int) -> str:
 def clean_map(clean: np.ndarray, labels: np.ndarray) -> str:
     """clean bool[H,W]: clean, noisy, and ignored (label 255) pixels in three colours."""
     colours = np.array([NOISY, CLEAN], dtype=np.uint8)[clean.astype(np.int64)]
-    colours[labels == IGNORE_LABEL] = IGNORED
+    colours[labels == IGNORE] = IGNORED
     return _png(colours)

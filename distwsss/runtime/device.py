@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from distwsss.errors import no_cuda
+from distwsss.errors import ConfigError, no_cuda
 from distwsss.runtime import ranks
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, this rank's own GPU. Raises ConfigError for `cuda` without one."""
+    """`auto` is CUDA where there is one, this rank's own GPU. Raises ConfigError for `cuda` without one, and for
+    another name."""
+    if name not in DEVICES:
+        raise ConfigError(f"device: found {name!r}; allowed: {', '.join(DEVICES)}")
     found = torch.cuda.is_available()
     if name == "cuda" and not found:
         raise no_cuda("this machine")

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, written by `train.loop`, read by it and by `report`."""
+"""metrics.jsonl: one JSON object a line, written by `train.steps`, read by it and by `report`."""
 
 from __future__ import annotations
 

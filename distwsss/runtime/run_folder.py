@@ -1,4 +1,5 @@
-"""The run folder: lock, resolved configuration, command line, environment and exit code. Called by `pipeline`."""
+"""The run folder: lock, resolved configuration, command line, environment and exit code. Called by `cli` and
+`pipeline`."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def vote_seeds(plan: SeedsPlan) -> None:
     free_space_check(vote.folder, sum(record.bytes for record in images.shards), "vote")
     vote.remove_stale()
     todo = [shard for shard in range(len(images.shards)) if vote.finished(shard) is None]
-    work = partial(vote_shard, images.folder, seeds.folder, plan.voters)
+    work = partial(vote_shard, images.folder, seeds.folder, plan.vote_task)
     for shard, packed in track(spread(work, todo, plan.config.hardware.workers), len(todo), "vote", "shard"):
         vote.publish(shard, packed)
     extra = {"seeds": plan.config.voting_seeds(), "seed_parameters": seeds.parameters}

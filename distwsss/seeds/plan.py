@@ -35,7 +35,7 @@ class SeedsPlan:
     config: Config
     images: ShardIndex
     classifiers: list[Path]
-    voters: VoteTask
+    vote_task: VoteTask
     seeds: ShardStage
     vote: ShardStage
 
@@ -49,7 +49,7 @@ class SeedsPlan:
             for folder in self.classifiers
             for scale in section.scales
         )
-        return SeedTask(self.images.folder, shard, section, self.voters, cams, quarantine)
+        return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine)
 
 
 def plan_seeds(config: Config) -> SeedsPlan:

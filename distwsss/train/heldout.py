@@ -1,4 +1,4 @@
-"""mIoU on train ids kept out of training: single scale, no CRF. Called by `train.loop` at every checkpoint."""
+"""mIoU on train ids kept out of training: single scale, no CRF. Called by `train.steps` at `train.evaluate_every`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerat
     """mIoU in 0..1 over the selection's images that have a mask; rank r scores images r, r + world, ..."""
     model.eval()
     confusion = ConfusionMatrix(len(selection.index.classes))
-    places = [(shard, i) for shard, positions in enumerate(selection.positions) for i in positions]
-    for shard, position in places[accelerator.process_index :: accelerator.num_processes]:
+    for shard, position in selection.places()[accelerator.process_index :: accelerator.num_processes]:
         truth = read_truth(selection.index, shard, position)
         if truth is not None:
             jpg = read_fields(selection.index, shard, position, ["jpg"])["jpg"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distwsss.config.hardware import HardwareSection
 from distwsss.config.section import duration_to_steps
-from distwsss.data.batches.loader import MicroBatches, read_batches, split_batch
+from distwsss.data.batches.loader import MicroBatches, read_batches, share_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
@@ -109,9 +109,9 @@ def _fit(
             f"{task.name}: global_batch is {section.global_batch}, so that some of {world} ranks would get no image; "
             f"allowed: global_batch {world} or more, or at most {section.global_batch} ranks"
         )
-    split = split_batch(section.global_batch, hardware.micro_batch, rank, world)
-    zero = deepspeed_config(hardware, split, section.clip_grad)
-    accelerator = make_accelerator(hardware, split.accumulation, zero, folder)
+    share = share_batch(section.global_batch, hardware.micro_batch, rank, world)
+    zero = deepspeed_config(hardware, share, section.clip_grad)
+    accelerator = make_accelerator(hardware, share.accumulation, zero, folder)
     total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
     optimizer = build_optimizer(task.model, section)
     task.model.train()
@@ -130,14 +130,14 @@ def _fit(
     (load_states if zero else load_optimizer_states)(task.model, optimizer.optimizer, states)
     log.info(
         f"{task.name}: {len(task.selection)} images, {total} steps of {section.global_batch} = {world} rank(s) x "
-        f"{split.accumulation} micro-batch(es) of {split.micro_batch}, on {accelerator.device}"
+        f"{share.accumulation} micro-batch(es) of {share.micro_batch}, on {accelerator.device}"
         + (f", from step {start}" if start else "")
     )
     if accelerator.is_main_process and described:
         write_bytes(training_config_file(folder), described)
     if hardware.trackers:
         accelerator.init_trackers("distwsss", config={"task": task.name, "attempt": attempt})
-    batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, split, total)
+    batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, share, total)
     with (
         stop,
         HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch,
@@ -148,7 +148,7 @@ def _fit(
         try:
             train_steps(run, loader, start, stop)
         except torch.OutOfMemoryError as error:
-            raise oom_advice(error, task.name, hardware, split, task.augment.crop) from error
+            raise oom_advice(error, task.name, hardware, share, task.augment.crop) from error
         writer.wait()
         accelerator.wait_for_everyone()
         if run.main():

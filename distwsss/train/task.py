@@ -22,7 +22,7 @@ from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, S
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import Selection, ShardIndex, load_index
 from distwsss.data.shards.verify import verified
-from distwsss.errors import ConfigError, DataError, ShardError, report_problems
+from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.losses.classification import multilabel_loss
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
@@ -125,7 +125,8 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
         # no other fingerprint depends on masks
         return images, None, {"images": images.fingerprint, "truth": images.extra.get("truth")}
     if section.labels.startswith("seed:"):
-        seeds = _beside(load_index(seeds_dir(config), "seeds"), images)
+        seeds = load_index(seeds_dir(config), "seeds")
+        images.check_same_images(seeds)
         return images, seeds, {"seeds": seeds.fingerprint}
     pseudo = load_index(pseudo_dir(config), "pseudo")
     voters = len(pseudo.extra["seeds"])
@@ -134,21 +135,10 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
     return pseudo, None, {"pseudo": pseudo.fingerprint}
 
 
-def _beside(other: ShardIndex, images: ShardIndex) -> ShardIndex:
-    """`other`, checked to hold the same images at the same places as the image shards."""
-    if [shard.keys for shard in other.shards] != [shard.keys for shard in images.shards]:
-        raise ShardError(f"{other.folder} and {images.folder} do not hold the same images; make the seeds anew")
-    return other
-
-
 def _check_truth(images: ShardIndex, selection: Selection) -> None:
     """Raises DataError naming the selected images without a mask, before the first step rather than at some later."""
-    missing = [
-        f"{name_from_key(images.key(shard, position))}: no mask"
-        for shard, positions in enumerate(selection.positions)
-        for position in positions
-        if "truth.png" not in images.shards[shard].members[position]
-    ]
+    masked = set(images.with_truth().keys())
+    missing = [f"{name_from_key(key)}: no mask" for key in selection.keys() if key not in masked]
     if missing:
         what = f"train.labels is 'truth', but {images.folder} lacks masks of images to train on"
         raise DataError(report_problems(f"{what}; add masks and prepare anew, or use train.labels: vote", missing))
@@ -163,5 +153,4 @@ def held_out_keys(index: ShardIndex, share: float) -> set[str]:
 def _held_out_images(index: ShardIndex, section: TrainSection) -> Selection | None:
     kept_out = held_out_keys(index, section.holdout)
     held_out = index.select(lambda key: key in kept_out)
-    has_truth = any("truth.png" in members for shard in index.shards for members in shard.members)
-    return held_out if len(held_out) and has_truth and section.evaluate_every else None
+    return held_out if len(held_out) and len(index.with_truth()) and section.evaluate_every else None

@@ -65,7 +65,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Split:
+class Share:
     """How a global batch is shared: `accumulation` micro-batches on each of `world` ranks."""
 
     rank: int
@@ -74,10 +74,10 @@ class Split:
     accumulation: int
 
 
-def split_batch(global_batch: int, micro_batch: int | None, rank: int, world: int) -> Split:
+def share_batch(global_batch: int, micro_batch: int | None, rank: int, world: int) -> Share:
     """As few micro-batches of at most `micro_batch` images as cover `global_batch` on `world` ranks."""
     micro = min(micro_batch or global_batch, -(-global_batch // world))
-    return Split(rank, world, micro, -(-global_batch // (world * micro)))
+    return Share(rank, world, micro, -(-global_batch // (world * micro)))
 
 
 class MicroBatches(Dataset[Batch | Exception]):
@@ -86,12 +86,12 @@ class MicroBatches(Dataset[Batch | Exception]):
     An error of the data is the item: raised in a worker, torch would make its traceback the message (`read_batches`).
     """
 
-    def __init__(self, selection: Selection, load: LoadSample, seed: int, global_batch: int, split: Split, steps: int):
+    def __init__(self, selection: Selection, load: LoadSample, seed: int, global_batch: int, share: Share, steps: int):
         self.selection, self.load, self.seed = selection, load, seed
-        self.global_batch, self.split, self.steps = global_batch, split, steps
+        self.global_batch, self.share, self.steps = global_batch, share, steps
 
     def __len__(self) -> int:
-        return self.steps * self.split.accumulation
+        return self.steps * self.share.accumulation
 
     def __getitem__(self, item: int) -> Batch | Exception:
         try:
@@ -100,9 +100,9 @@ class MicroBatches(Dataset[Batch | Exception]):
             return error
 
     def _load(self, item: int) -> Batch:
-        step, micro = divmod(item, self.split.accumulation)
+        step, micro = divmod(item, self.share.accumulation)
         samples = plan(self.selection, self.seed, step, self.global_batch)
-        mine = rank_slice(samples, self.split.rank, self.split.world, micro, self.split.accumulation)
+        mine = rank_slice(samples, self.share.rank, self.share.world, micro, self.share.accumulation)
         empty = not mine
         mine = mine or samples[:1]
         keys = [self.selection.index.shards[sample.shard].keys[sample.position] for sample in mine]
@@ -126,7 +126,7 @@ def _quiet_worker(_: int) -> None:
 
 def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch | Exception]:
     """Micro-batches from `start_step` to the end, in order, whatever the number of workers."""
-    todo = range(start_step * batches.split.accumulation, len(batches))
+    todo = range(start_step * batches.share.accumulation, len(batches))
     return DataLoader(
         batches,
         batch_size=None,

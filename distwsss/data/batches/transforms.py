@@ -14,8 +14,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tf
 
 from distwsss.config.training import AugmentSection
-
-IGNORE = 255
+from distwsss.data.images import IGNORE
 
 
 def target_size(height: int, width: int, augment: AugmentSection, rng: np.random.Generator) -> tuple[int, int]:

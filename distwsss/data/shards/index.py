@@ -46,6 +46,16 @@ class ShardIndex:
     def all(self) -> Selection:
         return Selection(self, [list(range(count)) for count in self.counts])
 
+    def with_truth(self) -> Selection:
+        """The samples that have a mask."""
+        members = (enumerate(record.members) for record in self.shards)
+        return Selection(self, [[i for i, fields in each if "truth.png" in fields] for each in members])
+
+    def check_same_images(self, other: ShardIndex) -> None:
+        """Raises ShardError unless `other` holds the same images at the same places."""
+        if [record.keys for record in other.shards] != [record.keys for record in self.shards]:
+            raise ShardError(f"{other.folder} and {self.folder} do not hold the same images; run distwsss seeds anew")
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -57,9 +67,13 @@ class Selection:
     def __len__(self) -> int:
         return sum(map(len, self.positions))
 
+    def places(self) -> list[tuple[int, int]]:
+        """(shard, position) of each, in shard order."""
+        return [(shard, i) for shard, positions in enumerate(self.positions) for i in positions]
+
     def keys(self) -> list[str]:
         """Keys in shard order."""
-        return [self.index.key(s, i) for s, positions in enumerate(self.positions) for i in positions]
+        return [self.index.key(*place) for place in self.places()]
 
 
 def _read_checked(folder: Folder, kind: str | None) -> Any:

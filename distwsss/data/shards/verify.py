@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.images import IGNORE, decode_clean, decode_image, decode_mask
 from distwsss.data.shards.format import INDEX, INDEX_DIGEST, REQUIRED, ShardRecord, split_member
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_json_field
@@ -21,8 +21,6 @@ from distwsss.data.shards.scratch import check_copy, damage
 from distwsss.errors import DataError, ShardError, report_problems
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.storage import Folder
-
-IGNORE = 255
 
 
 def verify(path: Folder) -> list[str]:

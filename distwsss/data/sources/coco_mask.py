@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distwsss.data.images import IGNORE
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.artifacts import to_json
-
-IGNORE = 255
 
 
 class Region(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from distwsss.config.data import DataSection
-from distwsss.data.images import encode_jpeg, encode_palette
+from distwsss.data.images import IGNORE, encode_jpeg, encode_palette
 from distwsss.data.sources.listing import BACKGROUND, Item, Listing
 from distwsss.errors import ConfigError
 from distwsss.runtime.seeding import numpy_generator
@@ -28,7 +28,6 @@ HUES = [0.0, 0.58, 0.97, 0.33, 0.80, 0.14, 0.46]  # of the badges, by class id
 CORNERS = [0, 3, 0, 4, 4, 5, 3]  # the outline a class prefers, by class id; 0: an ellipse
 FAVOURITE_OUTLINE = 0.4  # how often an object has its class's outline; else any
 WAVES_WITH_BOAT, WAVES_WITHOUT = 0.9, 0.06
-IGNORE = 255
 
 Array = np.ndarray
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 
 from distwsss.config.hardware import HardwareSection
-from distwsss.data.batches.loader import Split
+from distwsss.data.batches.loader import Share
 from distwsss.errors import RunError
 
 
-def oom_advice(error: BaseException, name: str, hardware: HardwareSection, split: Split, crop: int) -> RunError:
+def oom_advice(error: BaseException, name: str, hardware: HardwareSection, share: Share, crop: int) -> RunError:
     """`error`, a torch.OutOfMemoryError, as one that names the three settings to change, in this order.
 
     name: the task's; crop: of its `augment` section. Recomputed activations and, but for BatchNorm that follows the
     batches, a smaller micro-batch leave the result as it is; precision and crop do not.
     """
-    steps = [*_micro_batch(split), *_recompute(hardware), *_precision(hardware, name, crop)]
-    lines = [f"{name}: the GPU's memory does not hold a micro-batch of {split.micro_batch} images{_asked(error)}"]
+    steps = [*_micro_batch(share), *_recompute(hardware), *_precision(hardware, name, crop)]
+    lines = [f"{name}: the GPU's memory does not hold a micro-batch of {share.micro_batch} images{_asked(error)}"]
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, start=1)]
     return RunError("\n".join([*lines, "  `distwsss estimate` says what fits; the last checkpoint is untouched"]))
 
@@ -28,12 +28,12 @@ def _asked(error: BaseException) -> str:
     return f" (asked for {asked} more" + (f" of {capacity})" if capacity else ")") if asked else ""
 
 
-def _micro_batch(split: Split) -> list[str]:
-    if split.micro_batch == 1:
+def _micro_batch(share: Share) -> list[str]:
+    if share.micro_batch == 1:
         return ["hardware.micro_batch: is 1 already"]
-    less = split.micro_batch // 2
+    less = share.micro_batch // 2
     same = "the global batch stays; only BatchNorm of norm `local` sees fewer images"
-    return [f"hardware.micro_batch: is {split.micro_batch}; set {less} ({same})"]
+    return [f"hardware.micro_batch: is {share.micro_batch}; set {less} ({same})"]
 
 
 def _recompute(hardware: HardwareSection) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distwsss.config.hardware import HardwareSection
-from distwsss.data.batches.loader import Split
+from distwsss.data.batches.loader import Share
 from distwsss.errors import ConfigError, report_problems
 from distwsss.train.engine.accelerate import deepspeed_file
 
@@ -42,7 +42,7 @@ PRECISION = (
 )
 
 
-def deepspeed_config(hardware: HardwareSection, split: Split, clip: float | None) -> dict[str, Any] | None:
+def deepspeed_config(hardware: HardwareSection, share: Share, clip: float | None) -> dict[str, Any] | None:
     """hardware.deepspeed's JSON with batch, accumulation, clipping and precision as the configuration has them.
 
     None without one. Raises ConfigError naming every key that contradicts it, is unknown, or is left "auto".
@@ -52,7 +52,7 @@ def deepspeed_config(hardware: HardwareSection, split: Split, clip: float | None
         return None
     tree = _read(path)
     import_deepspeed()
-    problems = _problems(tree) + _zero_problems(tree) + _fill(tree, split, clip)
+    problems = _problems(tree) + _zero_problems(tree) + _fill(tree, share, clip)
     if hardware.mixed_precision == "fp16":
         problems.append("hardware.mixed_precision: found fp16; allowed with DeepSpeed: bf16 or no")
     if problems:
@@ -110,15 +110,15 @@ def _zero_problems(tree: dict[str, Any]) -> list[str]:
     return []
 
 
-def _fill(tree: dict[str, Any], split: Split, clip: float | None) -> list[str]:
+def _fill(tree: dict[str, Any], share: Share, clip: float | None) -> list[str]:
     """Set what is missing or "auto" in place; returns what contradicts and what is "auto" without a value of ours.
 
     train_batch_size is DeepSpeed's product of the other two; slices of ranks may hold a sample less.
     """
     ours = {
-        "train_micro_batch_size_per_gpu": split.micro_batch,
-        "gradient_accumulation_steps": split.accumulation,
-        "train_batch_size": split.micro_batch * split.accumulation * split.world,
+        "train_micro_batch_size_per_gpu": share.micro_batch,
+        "gradient_accumulation_steps": share.accumulation,
+        "train_batch_size": share.micro_batch * share.accumulation * share.world,
         "gradient_clipping": clip or 0.0,
     }
     problems = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distwsss.config import Config
 from distwsss.config.hardware import HardwareSection
 from distwsss.config.section import duration_to_steps
-from distwsss.data.batches.loader import split_batch
+from distwsss.data.batches.loader import share_batch
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import load_index
 from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
@@ -106,15 +106,15 @@ def _stage(stage: Stage, network: str, hardware: HardwareSection, images: int | 
             f"estimate: {stage.name}.optim.global_batch is {batch}, hardware.cards {hardware.cards}; allowed: at most "
             f"{batch} cards"
         )
-    split = split_batch(batch, hardware.micro_batch, 0, hardware.cards)
-    micro = -(-batch // (split.world * split.accumulation))  # of the largest slice
+    share = share_batch(batch, hardware.micro_batch, 0, hardware.cards)
+    micro = -(-batch // (share.world * share.accumulation))  # of the largest slice
     cost = _cost(stage, hardware, micro)
     known = {micro: _total(cost, hardware)}
     executed = cost.flops * batch
     plain = step_cost(stage, _way(stage, hardware, 1, False)).flops * batch if hardware.activation_checkpointing else 0
     steps = _steps(stage, images)
     return Estimate(
-        stage.name, network, cost.trained, cost.frozen, batch, split.world, micro, split.accumulation,
+        stage.name, network, cost.trained, cost.frozen, batch, share.world, micro, share.accumulation,
         memory=memory_of(cost, hardware),
         largest_micro_batch=largest_micro_batch(stage, hardware, card, known) if card else None,
         images=images,

@@ -10,7 +10,7 @@ import torch
 from distwsss.config.networks import BackboneSection
 from distwsss.config.stages import TrainSection
 from distwsss.config.training import OptimSection
-from distwsss.data.batches.loader import split_batch
+from distwsss.data.batches.loader import share_batch
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.optim import build_optimizer, lr_factor, set_lr
 
@@ -57,7 +57,7 @@ def test_multipliers_and_decay_reach_each_parameter_once() -> None:
 def test_split_needs_as_few_micro_batches_as_fit(global_batch: int, world: int, micro: int | None) -> None:
     if global_batch < world:
         return
-    split = split_batch(global_batch, micro, 0, world)
+    split = share_batch(global_batch, micro, 0, world)
     assert split.micro_batch <= (micro or math.inf)
     assert world * split.accumulation * split.micro_batch >= global_batch
     assert world * (split.accumulation - 1) * split.micro_batch < global_batch

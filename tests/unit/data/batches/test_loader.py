@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distwsss.data.batches.loader import Batch, MicroBatches, make_loader, split_batch
+from distwsss.data.batches.loader import Batch, MicroBatches, make_loader, share_batch
 from distwsss.data.batches.plan import Sample, plan
 from distwsss.data.shards.format import ShardRecord
 from distwsss.data.shards.index import Selection, ShardIndex
@@ -39,7 +39,7 @@ def load(sample: Sample, key: str) -> dict[str, Tensor]:
 
 def loaders(world: int, workers: int, global_batch: int, micro_batch: int, steps: int, start: int = 0) -> list:
     """One loader a rank."""
-    splits = [split_batch(global_batch, micro_batch, rank, world) for rank in range(world)]
+    splits = [share_batch(global_batch, micro_batch, rank, world) for rank in range(world)]
     selection = make_selection()
     return [
         make_loader(MicroBatches(selection, load, SEED, global_batch, split, steps), start, workers) for split in splits
@@ -60,7 +60,7 @@ def read_steps(ranks: list[list[Batch]], accumulation: int) -> list[list[Sample]
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_each_sample_of_each_epoch_once_in_the_plans_order(world: int, workers: int) -> None:
     """17 steps of 5 are 5 epochs of 17. On 4 ranks x 2 micro-batches of 1 three of a step's eight slices are empty."""
-    accumulation = split_batch(5, 1, 0, world).accumulation
+    accumulation = share_batch(5, 1, 0, world).accumulation
     ranks = [list(loader) for loader in loaders(world, workers, 5, 1, TOTAL)]
     found = read_steps(ranks, accumulation)
     everything = {(epoch, s, i) for epoch in range(5) for s, size in enumerate(SIZES) for i in range(size)}
@@ -79,7 +79,7 @@ def test_each_sample_of_each_epoch_once_in_the_plans_order(world: int, workers: 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_resumed_from_a_step_goes_on_where_it_stopped(world: int, workers: int) -> None:
     """Stopped after 4 of 17 steps of 7, inside epoch 1, and resumed on another world size with other workers."""
-    before, after = split_batch(7, 2, 0, world).accumulation, split_batch(7, 2, 0, 5 - world).accumulation
+    before, after = share_batch(7, 2, 0, world).accumulation, share_batch(7, 2, 0, 5 - world).accumulation
     ranks = [list(islice(loader, 4 * before)) for loader in loaders(world, workers, 7, 2, TOTAL)]
     resumed = [list(loader) for loader in loaders(5 - world, 3 - workers, 7, 2, TOTAL, start=4)]
     found = read_steps(ranks, before) + read_steps(resumed, after)

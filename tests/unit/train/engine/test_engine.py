@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from distwsss.config.hardware import HardwareSection
-from distwsss.data.batches.loader import split_batch
+from distwsss.data.batches.loader import share_batch
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError, LaunchError
 from distwsss.train.engine.accelerate import check_environment, deepspeed_file, make_accelerator
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, t
 def filled(path: Path | str, clip: float | None = None, world: int = 2, **hardware: Any) -> dict[str, Any]:
     """DeepSpeed's JSON for a global batch of 12 in micro-batches of 2."""
     section = HardwareSection(device="cpu", deepspeed=str(path), **hardware)
-    found = deepspeed_config(section, split_batch(12, 2, 0, world), clip)
+    found = deepspeed_config(section, share_batch(12, 2, 0, world), clip)
     assert found is not None
     return found
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distwsss.config.hardware import HardwareSection
-from distwsss.data.batches.loader import split_batch
+from distwsss.data.batches.loader import share_batch
 from distwsss.errors import RunError
 from distwsss.train.engine.oom import oom_advice
 
@@ -20,7 +20,7 @@ def advice(message: str, **hardware: object) -> str:
     try:
         raise torch.OutOfMemoryError(message)
     except torch.OutOfMemoryError as caught:
-        error = oom_advice(caught, "train", section, split_batch(10, section.micro_batch, 0, 1), crop=448)
+        error = oom_advice(caught, "train", section, share_batch(10, section.micro_batch, 0, 1), crop=448)
     assert isinstance(error, RunError)
     return str(error)
 
@@ -52,5 +52,5 @@ def test_what_is_set_already_is_said() -> None:
 @pytest.mark.parametrize("name", ["classify 0.05", "classify 0.10"])
 def test_the_section_is_the_tasks(name: str) -> None:
     hardware = HardwareSection(mixed_precision="bf16")
-    error = oom_advice(torch.OutOfMemoryError(MESSAGE), name, hardware, split_batch(8, 4, 0, 1), crop=321)
+    error = oom_advice(torch.OutOfMemoryError(MESSAGE), name, hardware, share_batch(8, 4, 0, 1), crop=321)
     assert "set classify.augment.crop below 321" in str(error)
