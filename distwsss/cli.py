@@ -1,14 +1,13 @@
 """Verbs -> functions of `pipeline`, and the configuration shown. `distwsss VERB --help` teaches each.
 
 Exit codes: 0 ok, 1 the run failed, 2 usage or configuration, 3 data or shards, 4 checkpoint, 130 interrupted (after
-saving), 141 nobody reads the output any more (`| head`).
+saving).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +22,7 @@ from distwsss.config.describe import describe
 from distwsss.config.load import shown_yaml
 from distwsss.errors import ConfigError, DistwsssError
 from distwsss.runtime import ranks
-from distwsss.runtime.progress import log, setup_logging
+from distwsss.runtime.progress import log, say, setup_logging
 from distwsss.runtime.run_folder import open_run
 from distwsss.runtime.stop import sigterm_interrupts
 
@@ -107,13 +106,13 @@ def _options(given: Arguments) -> pipeline.Options:
 
 def _show_config(config: Config | None, given: Arguments) -> None:
     if given.describe and given.action == "show":
-        print(describe(config))
+        say(describe(config))
     elif given.describe:
         raise ConfigError("config validate: found --describe; allowed: config show --describe")
     elif config is None:
         raise ConfigError(f"config {given.action}: found no --config; give --config FILE")
     else:
-        print(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
+        say(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
 
 VERBS: dict[str, Verb] = {
@@ -200,12 +199,14 @@ VERBS: dict[str, Verb] = {
             ),
         ),
         config="optional",
+        single_process=False,
         opens_run=None,
     ),
     "estimate": Verb(
         "memory, micro-batch, operations and time of training, without a GPU",
         lambda config, given: pipeline.estimate(config, given.json),
         (JSON,),
+        single_process=False,
         opens_run=None,
     ),
     "convert-weights": Verb(
@@ -219,6 +220,7 @@ VERBS: dict[str, Verb] = {
             _option("--for", dest="backbone", metavar="BACKBONE", help="the backbone to rename and check for"),
         ),
         config="none",
+        single_process=False,
         opens_run=None,
     ),
     "config": Verb(
@@ -237,6 +239,7 @@ VERBS: dict[str, Verb] = {
             ),
         ),
         config="optional",
+        single_process=False,
         opens_run=None,
     ),
 }
@@ -299,13 +302,13 @@ def _configuration(verb: Verb, given: Arguments) -> Config | None:
 
 def _dispatch(given: Arguments, command: str) -> None:
     verb = VERBS[given.verb]
-    if verb.single_process:
-        ranks.check_single_process(given.verb)
     config = _configuration(verb, given)
     opened: AbstractContextManager[None] = nullcontext()
     if config is not None and verb.opens_run:
         opened = open_run(config, command, describe=verb.opens_run == "describe")
     with opened:
+        if verb.single_process:
+            ranks.check_single_process(given.verb)
         verb.function(config, given)
 
 
@@ -321,10 +324,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with sigterm_interrupts():
             _dispatch(given, " ".join([sys.argv[0], *words]))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does: nothing is left to say, to nobody
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
-        return 141
     except (DistwsssError, OSError) as error:  # OSError: of a file or disk, where nothing said it better
         if given.debug:
             raise

@@ -51,7 +51,7 @@ class CheckpointError(DistwsssError):
 
 def no_cuda(where: str) -> ConfigError:
     """The error of a configuration that asks for CUDA where there is none: this machine, a Ray cluster."""
-    return ConfigError(f"hardware.device is 'cuda', but {where} offers none; set it to auto or cpu")
+    return ConfigError(f"device (`hardware.device`): found 'cuda', but {where} offers none; allowed: auto or cpu")
 
 
 def report_problems(title: str, problems: list[str], most: int = 50) -> str:

@@ -16,7 +16,7 @@ from distwsss.config.load import config_without_file
 from distwsss.errors import ConfigError, ShardError, report_problems
 from distwsss.runtime import ranks
 from distwsss.runtime.layout import images_dir, shard_dir
-from distwsss.runtime.progress import log, setup_logging
+from distwsss.runtime.progress import log, say, setup_logging
 from distwsss.runtime.run_folder import open_run
 from distwsss.runtime.storage import folder_at
 
@@ -82,7 +82,7 @@ def report(config: Config, _: Options = Options()) -> Path:
     from distwsss.report.html import write_report
 
     path = write_report(config)
-    print(f"Report with pictures: {path}")
+    say(f"Report with pictures: {path}")
     return path
 
 
@@ -149,7 +149,7 @@ def predict(
     from distwsss.inference.segmenter import open_segmenter
 
     paths = predict(open_segmenter(config, checkpoint), images, output, multi_scale, crf)
-    print(f"{len(paths)} predictions in {output}")
+    say(f"{len(paths)} predictions in {output}")
 
 
 def submit(config: Config, output: Path, split: str, checkpoint: Path | None, multi_scale: bool, crf: bool) -> None:
@@ -157,7 +157,7 @@ def submit(config: Config, output: Path, split: str, checkpoint: Path | None, mu
     from distwsss.evaluate.submit import submit
 
     count = submit(config, output, split, checkpoint, multi_scale, crf)
-    print(f"{count} label maps in {output}")
+    say(f"{count} label maps in {output}")
 
 
 def estimate(config: Config, as_json: bool) -> None:
@@ -166,7 +166,7 @@ def estimate(config: Config, as_json: bool) -> None:
     from distwsss.train.estimate.estimate import estimate
 
     show = table.as_json if as_json else table.as_table
-    print(show(estimate(config), config.hardware))
+    say(show(estimate(config), config.hardware))
 
 
 def verify(config: Config | None, path: str | None) -> None:
@@ -186,11 +186,11 @@ def verify(config: Config | None, path: str | None) -> None:
     problems = verify(folder)
     if problems:
         raise ShardError(report_problems(f"{folder}: damaged", problems))
-    print(f"{folder}: every shard and index verifies")
+    say(f"{folder}: every shard and index verifies")
 
 
 def convert_weights(file: Path, output: Path, backbone: str | None) -> None:
     """A published file of weights as safetensors, under our names."""
     from distwsss.models.convert import convert_weights
 
-    print(convert_weights(file, output, backbone))
+    say(convert_weights(file, output, backbone))

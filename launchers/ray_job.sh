@@ -26,8 +26,8 @@ for argument in "$@"; do # Ray joins them to a line that a shell on the cluster 
     [[ $argument != *[\$\`\"\'\\\;\&\|\<\>\(\)\#\*\?~]* ]] ||
         problems+=("found argument $argument, which a shell on the cluster would change; put it in the configuration")
 done
-[[ " $*" != *" --config"* || " $*" =~ \ --config[\ =](configs/[^ ]*|/[^ ]*|[^/ ]*.yaml)(\ |$) ]] ||
-    problems+=("--config: allowed: a file below configs/ or *.yaml of the repository, which are uploaded, or an absolute path")
+[[ " $*" != *" --config"* || " $*" =~ \ --config[\ =](configs/[^ ]*|/[^ ]*|[^/ ]*.yaml|[[:alnum:]_]+/[[:alnum:]_]+)(\ |$) ]] ||
+    problems+=("--config: allowed: a file below configs/, or its name as demo/shapes, or *.yaml of the repository, which are uploaded, or an absolute path")
 [[ -n ${RAY_ADDRESS:-} || ${DRY_RUN:-} == 1 ]] ||
     problems+=("RAY_ADDRESS: found nothing; allowed: the Jobs API of a cluster, http://HOST:8265")
 why=", since the job runs in an uploaded copy in Ray's temporary folder"

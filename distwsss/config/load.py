@@ -23,11 +23,8 @@ from distwsss.config.schema import Config
 from distwsss.errors import ConfigError, report_problems
 
 # in a wheel beside the other sub-packages, in a checkout beside the package
-SHIPPED = next(
-    folder
-    for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
-    if folder.is_dir()
-)
+_PLACES = [Path(__file__).parents[above] / "configs" for above in (1, 2)]
+SHIPPED = next((folder for folder in _PLACES if folder.is_dir()), _PLACES[0])
 
 
 class _Loader(yaml.SafeLoader):

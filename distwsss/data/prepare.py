@@ -10,6 +10,7 @@ on masks. A killed attempt keeps its shards: `data/image_shards.py` makes the ot
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -102,33 +103,47 @@ def prepare_split(config: Config, split: str, folder: Folder | Callable[[str], F
     if not listing.items:
         raise DataError(_empty(split, listing))
     if callable(folder):
-        folder = folder(fingerprint([_parameters(config, split, listing, []), _truth_digest(listing.items)]))
+        content = _without_split_names(_parameters(config, split, listing, []))
+        folder = folder(fingerprint([content, _truth_digest(listing.items)]))
     _prepare(config, [_split(split, listing, folder, labelled=False)], "fail")
     return folder
 
 
 def holds_split(index: ShardIndex, config: Config, split: str) -> bool:
-    """Whether a run's image shards hold `split` of `config.data`: its images, and the masks that are there now.
+    """Whether a run's image shards hold `split` of `config.data`.
 
-    They do as far as they are of that split with the same keys where no root is named, or where the one they were made
-    from is gone.
+    They do if they are of that split with the same keys, and from this `data.root` (or none is named). Of another root
+    the images and masks must be the same; where it is gone and it is not known from which they were made, they are
+    taken.
     """
-    if index.parameters.get("split") != split or index.parameters.get("data") != data_parameters(config):
+    known = _without_split_names(index.parameters)
+    if (
+        known.get("split") != split
+        or known.get("data") != _without_split_names({"data": data_parameters(config)})["data"]
+    ):
         return False
     root, source = _absolute_root(config), source_file(config)
-    if root is None:
+    made_from = read_json(source)["root"] if source.is_file() else None
+    if root is None or root == made_from:
         return True
-    if not Path(root).is_dir() and source.is_file() and read_json(source)["root"] == root:
+    if made_from is None and not Path(root).is_dir():
         log.info(f"{index.folder}: taken for split `{split}` of `data.root` {root}, which is gone")
         return True
     listing = DATASETS[config.data.dataset](config.data, split)
     left_out = index.parameters.get(QUARANTINED, [])
-    same = fingerprint(index.parameters) == fingerprint(_parameters(config, split, listing, left_out))
+    wanted = _without_split_names(_parameters(config, split, listing, left_out))
+    same = fingerprint(known) == fingerprint(wanted)
     return same and index.extra.get("truth") == _truth_digest(_without(listing.items, left_out))
 
 
+def _without_split_names(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What lists are called that are trained on and evaluated on says nothing about one of them."""
+    data = {key: value for key, value in parameters.get("data", {}).items() if key not in ("train_split", "val_split")}
+    return {**parameters, "data": data}
+
+
 def _absolute_root(config: Config) -> str | None:
-    return config.data.root and str(Path(config.data.root).absolute())
+    return config.data.root and os.path.abspath(config.data.root)
 
 
 def _empty(name: str, listing: Listing) -> str:

@@ -76,10 +76,8 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
 def images_to_score(config: Config, split: str) -> Folder:
     """The folder of image shards with `split` of `config.data`: this run's own where they hold the same images and
     masks, else shards made under run_dir/evaluate, once per content.
-
-    Where the data are gone (another machine), the run's own shards of that split stand for them.
     """
-    for role in ROLES:
+    for role in reversed(ROLES):  # val first, where both roles have one list
         folder = images_dir(config, role)
         if (folder / INDEX).is_file() and holds_split(load_index(folder, "images"), config, split):
             return folder

@@ -15,6 +15,7 @@ from distwsss.config.crf import CRF_PARAMS
 from distwsss.config.schema import Config
 from distwsss.runtime.artifacts import flatten, read_json
 from distwsss.runtime.layout import checkpoints_dir, segmenter_dir
+from distwsss.runtime.progress import say
 
 COLUMNS = {"single": "single scale", "single_crf": "+ CRF", "multi": "multi-scale + flip", "multi_crf": "+ CRF"}
 VOC_VAL_IMAGES = 1449
@@ -126,11 +127,11 @@ def table_rows(record: dict[str, Any]) -> list[list[str]]:
 
 def print_scores(record: dict[str, Any]) -> None:
     """The table and everything its numbers refer to, on stdout."""
-    print(f"evaluate: {record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored")
-    print(f"checkpoint {checkpoint_line(record['checkpoint'])}")
-    print(protocol_line(record))
+    say(f"evaluate: {record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored")
+    say(f"checkpoint {checkpoint_line(record['checkpoint'])}")
+    say(protocol_line(record))
     for note in record["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     rows = table_rows(record)
     print_table(rows, (1, len(rows) - 1))
 
@@ -140,6 +141,6 @@ def print_table(rows: list[list[str]], rules: tuple[int, ...] = (1,)) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
         if number in rules:
-            print("-" * (sum(widths) + 2 * len(widths) - 2))
+            say("-" * (sum(widths) + 2 * len(widths) - 2))
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("  ".join(cells))
+        say("  ".join(cells))

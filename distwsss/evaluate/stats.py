@@ -25,7 +25,7 @@ from distwsss.maths.miou import ConfusionMatrix
 from distwsss.maths.select import select_seeds
 from distwsss.runtime.artifacts import fingerprint, read_json, write_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, quality_file, seeds_dir
-from distwsss.runtime.progress import log
+from distwsss.runtime.progress import log, say
 from distwsss.runtime.storage import Folder
 
 VOC_TRAIN_IMAGES = (1464, 10582)
@@ -277,9 +277,9 @@ def facts(quality: Quality) -> list[str]:
 
 def print_quality(quality: Quality) -> None:
     """Tables 4 and 9, then 10 and 11, with what they refer to, on stdout. In percent."""
-    print("stats: " + "\n".join(facts(quality)), end="\n\n")
+    say("stats: " + "\n".join(facts(quality)) + "\n")
     rows = seed_rows(quality)
     print_table(rows, (1, len(rows) - 2))
-    print("\n".join(["", *threshold_notes(quality)]))
+    say("\n".join(["", *threshold_notes(quality)]))
     print_table(threshold_rows(quality))
-    print()
+    say()

@@ -28,7 +28,7 @@ from distwsss.runtime.device import pick_device
 from distwsss.runtime.layout import BEST, LAST, pointer, pointers_below, segmenter_dir
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """labels: class ids uint8[H,W]; probabilities: float32[K,H,W], of whose classes the labels are the most probable;
     classes: all K names, background first; image: uint8[H,W,3], what was looked at."""
@@ -55,7 +55,7 @@ def prediction_files(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.png", folder / f"{name}.overlay.jpg"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmenter:
     """A network with how it is to look at photographs. `folder`: the checkpoint it came from; `max_pixels`: larger
     files are refused before they are decoded."""
@@ -105,7 +105,7 @@ class Segmenter:
         if isinstance(image, Image.Image):
             return to_rgb(image)
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype}{list(image.shape)}"
                 raise DataError(f"found an array {found}; allowed: uint8[H,W,3] RGB, a PIL image, or a path")
             return image

@@ -22,9 +22,10 @@ from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import SEGMENTERS, rebuild_segmenter
 from distwsss.models.weights.backbone import load_exactly
-from distwsss.runtime.artifacts import manifest_problems, read_json, write_json
+from distwsss.runtime.artifacts import MANIFEST, manifest_problems, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TRAINER = "trainer.json"  # beside them in a checkpoint, not in what `save_pretrained` writes
 INFERENCE = ("mean", "std", "align_corners", "temperature")  # attributes of networks; a classifier has the first two
 
 
@@ -55,7 +56,8 @@ def verified_checkpoint(folder: Path, exported: bool = False) -> Path:
     if not folder.is_dir():
         found = "is a file" if folder.is_file() else "no such folder"
         raise CheckpointError(f"{folder}: {found}; allowed: a checkpoint folder, step-NNNNNNNN")
-    if exported and {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG}:
+    names = {path.name for path in folder.iterdir()}
+    if exported and {WEIGHTS, CONFIG} <= names and not {MANIFEST, TRAINER} & names:
         return folder
     problems = manifest_problems(folder)
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,15 @@ def setup_logging(debug: bool = False) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if ranks.rank() != 0 else logging.DEBUG if debug else logging.INFO)
+
+
+def say(text: str = "") -> None:
+    """Results to stdout, at once. Where nobody reads them any more (`| head`) they go nowhere, and no run ends for
+    it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distwsss.config.training import OptimSection
 from distwsss.errors import CheckpointError, RunError
-from distwsss.models.export import load_weights, save_weights
+from distwsss.models.export import TRAINER, load_weights, save_weights
 from distwsss.runtime.artifacts import (
     check_same,
     free_space_check,
@@ -37,7 +37,7 @@ from distwsss.runtime.faults import fault_point
 from distwsss.runtime.layout import BEST, LAST, checkpoint_name
 from distwsss.runtime.progress import log
 
-OPTIMIZER, TRAINER = "optimizer.pt", "trainer.json"
+OPTIMIZER = "optimizer.pt"
 States = dict[str, dict[str, Tensor]]  # parameter name -> what the optimizer keeps of it
 
 

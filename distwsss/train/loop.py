@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distwsss.config.hardware import HardwareSection
 from distwsss.config.section import duration_to_steps
-from distwsss.data.batches.loader import MicroBatches, read_batches, share_batch
+from distwsss.data.batches.loader import MicroBatches, Share, read_batches, share_batch
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
@@ -102,34 +102,15 @@ def _fit(
     described: bytes,
     stop: StopSignal,
 ) -> Path:
-    section, rank, world = task.optim, ranks.rank(), ranks.world_size()
-    checkpoints = checkpoints_dir(folder)
-    if section.global_batch < world:
-        raise ConfigError(
-            f"{task.name}: global_batch is {section.global_batch}, so that some of {world} ranks would get no image; "
-            f"allowed: global_batch {world} or more, or at most {section.global_batch} ranks"
-        )
-    share = share_batch(section.global_batch, hardware.micro_batch, rank, world)
-    zero = deepspeed_config(hardware, share, section.clip_grad)
+    share, batch = _share(task, hardware), task.optim.global_batch
+    zero = deepspeed_config(hardware, share, task.optim.clip_grad)
     accelerator = make_accelerator(hardware, share.accumulation, zero, folder)
-    total = duration_to_steps(section.duration, len(task.selection), section.global_batch)
-    optimizer = build_optimizer(task.model, section)
-    task.model.train()
-    if hardware.activation_checkpointing:
-        task.model.checkpoint_activations()
-    if init_from:
-        load_weights(task.model, init_from)
-    start, attempt, states = _resume(task, checkpoints, resume)
-    if accelerator.is_main_process and start < total:
-        remove_unfinished(checkpoints)
-        check_space(checkpoints, task.model, section)
-    _synchronise_norms(task, accelerator)
-    if zero:  # DeepSpeed flattens weights and cannot take channels-last ones
-        task.model.to(memory_format=torch.contiguous_format)
-    wrapped, optimizer = accelerator.prepare(Outputs(task.model, autocast_dtype(hardware)), optimizer)
-    (load_states if zero else load_optimizer_states)(task.model, optimizer.optimizer, states)
+    total = duration_to_steps(task.optim.duration, len(task.selection), batch)
+    wrapped, optimizer, start, attempt = _set_up(
+        task, hardware, accelerator, checkpoints_dir(folder), resume, init_from
+    )
     log.info(
-        f"{task.name}: {len(task.selection)} images, {total} steps of {section.global_batch} = {world} rank(s) x "
+        f"{task.name}: {len(task.selection)} images, {total} steps of {batch} = {share.world} rank(s) x "
         f"{share.accumulation} micro-batch(es) of {share.micro_batch}, on {accelerator.device}"
         + (f", from step {start}" if start else "")
     )
@@ -137,11 +118,11 @@ def _fit(
         write_bytes(training_config_file(folder), described)
     if hardware.trackers:
         accelerator.init_trackers("distwsss", config={"task": task.name, "attempt": attempt})
-    batches = MicroBatches(task.selection, task.samples, seed, section.global_batch, share, total)
+    batches = MicroBatches(task.selection, task.samples, seed, batch, share, total)
     with (
         stop,
-        HangWatch(folder, rank, 0.9 * hardware.timeout_seconds) as watch,
-        closing(CheckpointWriter(checkpoints, section.keep_last)) as writer,
+        HangWatch(folder, share.rank, 0.9 * hardware.timeout_seconds) as watch,
+        closing(CheckpointWriter(checkpoints_dir(folder), task.optim.keep_last)) as writer,
         closing(read_batches(batches, start, hardware.loader_workers)) as loader,
     ):
         run = Run(task, accelerator, wrapped, optimizer, folder, seed, total, hardware, attempt, writer, watch)
@@ -158,6 +139,48 @@ def _fit(
     if stopping:  # during the last step or after it: this run is complete, what would follow is not wanted
         raise KeyboardInterrupt
     return run.checkpoint(total)
+
+
+def _share(task: Task, hardware: HardwareSection) -> Share:
+    """This rank's share of a global batch. Raises ConfigError where some would get no image."""
+    batch, world = task.optim.global_batch, ranks.world_size()
+    if batch < world:
+        raise ConfigError(
+            f"{task.name}: global_batch is {batch}, so that some of {world} ranks would get no image; allowed: "
+            f"global_batch {world} or more, or at most {batch} ranks"
+        )
+    return share_batch(batch, hardware.micro_batch, ranks.rank(), world)
+
+
+def _set_up(
+    task: Task,
+    hardware: HardwareSection,
+    accelerator: Accelerator,
+    checkpoints: Path,
+    resume: str,
+    init_from: Path | None,
+) -> tuple[nn.Module, Any, int, int]:
+    """Network and optimizer with the weights and states to go on from, prepared by the engine; the next step and the
+    number of this attempt. What an earlier attempt left half written goes, and there is room for what will be written.
+    """
+    optimizer = build_optimizer(task.model, task.optim)
+    task.model.train()
+    if hardware.activation_checkpointing:
+        task.model.checkpoint_activations()
+    if init_from:
+        load_weights(task.model, init_from)
+    start, attempt, states = _resume(task, checkpoints, resume)
+    total = duration_to_steps(task.optim.duration, len(task.selection), task.optim.global_batch)
+    if accelerator.is_main_process and start < total:
+        remove_unfinished(checkpoints)
+        check_space(checkpoints, task.model, task.optim)
+    _synchronise_norms(task, accelerator)
+    if hardware.deepspeed:  # which flattens weights and cannot take channels-last ones
+        task.model.to(memory_format=torch.contiguous_format)
+    wrapped, optimizer = accelerator.prepare(Outputs(task.model, autocast_dtype(hardware)), optimizer)
+    load = load_states if hardware.deepspeed else load_optimizer_states
+    load(task.model, optimizer.optimizer, states)
+    return wrapped, optimizer, start, attempt
 
 
 def _synchronise_norms(task: Task, accelerator: Accelerator) -> None:

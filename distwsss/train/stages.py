@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 from distwsss.config import Config
 from distwsss.data.shards.format import INDEX
 from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.inference.segmenter import locate_checkpoint
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks, ray_pool
-from distwsss.runtime.artifacts import is_done, manifest_problems, sha256_file
+from distwsss.runtime.artifacts import is_done, sha256_file
 from distwsss.runtime.layout import (
     check_absolute_roots,
     classifier_dir,
@@ -112,13 +113,10 @@ def train(config: Config, resume: str = "auto", init_from: Path | None = None) -
 def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path | None = None) -> None:
     if init_from:
         task.origin["init_from"] = str(init_from)
-        init_from = init_from.absolute()
-        problems = manifest_problems(init_from)
-        if problems:
-            found = "; ".join(problems)
-            raise CheckpointError(
-                f"--init-from {init_from}: {found}; allowed: a whole checkpoint folder, step-NNNNNNNN"
-            )
+        try:
+            init_from = locate_checkpoint(init_from)
+        except CheckpointError as error:
+            raise CheckpointError(f"--init-from {error}") from error
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
     if resume != "never" and is_done(done_file(folder), task.parameters, task.name):
         log.info(f"{task.name}: complete, skipped")

@@ -127,6 +127,9 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
     if section.labels.startswith("seed:"):
         seeds = load_index(seeds_dir(config), "seeds")
         images.check_same_images(seeds)
+        if section.labels.removeprefix("seed:") not in seeds.extra["seeds"]:
+            allowed = ", ".join(f"seed:{name}" for name in seeds.extra["seeds"])
+            raise ConfigError(f"train.labels: found {section.labels}, not in {seeds.folder}; allowed: {allowed}")
         return images, seeds, {"seeds": seeds.fingerprint}
     pseudo = load_index(pseudo_dir(config), "pseudo")
     voters = len(pseudo.extra["seeds"])

@@ -1,6 +1,6 @@
 """COCO 2014 as published: annotations/instances_SPLIT2014.json, and the photographs in SPLIT2014/.
 
-`list_coco` is called through `data.datasets.DATASETS`. A label is 1 + the rank of its category id: person 1, ...,
+`list_coco` is called through `datasets.DATASETS`. A label is 1 + the rank of its category id: person 1, ...,
 toothbrush 80; the index records the ids. Image-level labels are the categories of all annotations of an image, crowds
 too; an image without any is left out (82,081 train and 40,137 val images stay). Masks are drawn from the instances when
 they are wanted, by `CocoMask` (`data/sources/coco_mask.py`).

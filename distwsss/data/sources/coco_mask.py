@@ -30,7 +30,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class CocoMask:
-    """The annotations of one image, as `data.listing.MaskSource`."""
+    """The annotations of one image, as `listing.MaskSource`."""
 
     height: int
     width: int

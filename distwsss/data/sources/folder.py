@@ -1,6 +1,6 @@
 """Anybody's pictures: a folder of images, one CSV of tags, and masks where there are any (for evaluation only).
 
-`list_folder` is called through `data.datasets.DATASETS`. Under `data.root`:
+`list_folder` is called through `datasets.DATASETS`. Under `data.root`:
 
     IMAGES/          pictures, in sub-folders or not (`data.images`, default `images`)
     TAGS             CSV: `id` | `image` | `file`, `labels` | `tags`, perhaps `split` (`data.tags`, default `tags.csv`)

@@ -1,6 +1,6 @@
 """A generated data set for the demo and the tests, in which the weakly supervised problem is real.
 
-`list_shapes` is called through `data.datasets.DATASETS`. Every object has one small badge, whose pattern and hue belong
+`list_shapes` is called through `datasets.DATASETS`. Every object has one small badge, whose pattern and hue belong
 to its class, on a plain body whose colour says nothing about the class and whose outline says little: a classifier's
 CAM fires on the badge, and a CRF must grow it to the body. Backgrounds are textured and cluttered, one to three classes
 share an image, and boats are mostly seen on waves, so that waves look like evidence of boats. An image depends on

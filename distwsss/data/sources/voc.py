@@ -1,6 +1,6 @@
 """PASCAL VOC devkit folders: JPEGImages, ImageSets/Segmentation, Annotations or cls_labels.csv, SegmentationClass.
 
-`list_voc` is called through `data.datasets.DATASETS`. Image-level labels come from the XML annotations, else from
+`list_voc` is called through `datasets.DATASETS`. Image-level labels come from the XML annotations, else from
 `cls_labels.csv`; masks become labels only where `data.labels_from: masks` says so. The split `train_aug` adds the
 images of SBD (`data/sources/sbd.py`), of which a devkit has the photographs and annotations, but not the masks.
 """

@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from pydensecrf.utils import unary_from_softmax
 from distwsss.config.crf import CRFParams
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image
-from distwsss.data.prepare import prepare_split
+from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields
+from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
 from distwsss.errors import ConfigError, DataError, RunError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.scores import describe_checkpoint, table_rows
@@ -30,7 +33,7 @@ from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, crf_planes, predict_probabilities
 from distwsss.models.export import from_pretrained
-from distwsss.runtime.layout import images_dir, run_dir
+from distwsss.runtime.layout import images_dir, run_dir, segmenter_dir
 from helpers.small import CLASSES, flip_a_bit, make_config, picture, write_folder, write_images, write_segmenter
 
 
@@ -306,15 +309,72 @@ def test_other_data_is_prepared_beside_the_run_once(tmp_path: Path) -> None:
     assert len([name for name in made if name.startswith("test-") and name.endswith(".json")]) == 2
 
 
-def test_naming_the_runs_own_data_uses_its_shards(tmp_path: Path) -> None:
-    """--set data.root=PATH is also how a run's own data is found: nothing is prepared twice."""
-    write_folder(tmp_path / "own", 2, splits=lambda number: "test")
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Config]:
+    """own(run, **data) -> a configuration on the shards of the folder data set tmp_path/own, which `prepare` made."""
+    write_folder(tmp_path / "own", 6, splits=lambda number: ["train", "train", "test"][number % 3])
     data = {"dataset": "folder", "root": str(tmp_path / "own"), "classes": ["cat", "dog"], "val_split": "test"}
+    paths = {"shards": str(tmp_path / "shards")}
+
+    def make(run: str = "run", **keys: Any) -> Config:
+        here = {**paths, "run": str(tmp_path / run)}
+        config = make_config(tmp_path, evaluate={"crf": None}, data={**data, **keys}, paths=here)
+        if not segmenter_dir(config).exists():
+            write_segmenter(config)
+        return config
+
+    prepare(make())
+    return make
+
+
+def evaluated(config: Config, split: str | None = None) -> list[str]:
+    """What an evaluation leaves beside what was there."""
+    assert evaluate(config, split) is not None
+    return sorted(path.name for path in (run_dir(config) / "evaluate").iterdir())
+
+
+def test_naming_the_runs_own_data_uses_its_shards(own: Callable[..., Config]) -> None:
+    """--set data.root=PATH is also how a run's own data is found: nothing is prepared twice."""
+    assert evaluated(own()) == ["val.json"]
+    assert evaluated(own(), "test") == ["val.json"]
+
+
+def test_another_list_of_the_runs_own_data_is_its_other_shards(own: Callable[..., Config]) -> None:
+    """Named by the option or in the configuration."""
+    assert evaluated(own(), "train") == ["train.json"]
+    assert evaluated(own("other", val_split="train")) == ["train.json"]
+
+
+def test_moved_data_are_the_same_data(own: Callable[..., Config], tmp_path: Path) -> None:
+    shutil.move(tmp_path / "own", tmp_path / "moved")
+    assert evaluated(own(root=str(tmp_path / "moved"))) == ["val.json"]
+
+
+@pytest.mark.parametrize("run", ["run", "one that shares the shards"])
+def test_shards_are_scored_where_their_data_are_gone(own: Callable[..., Config], tmp_path: Path, run: str) -> None:
+    config = own(run.replace(" ", "_"))
+    shutil.rmtree(tmp_path / "own")
+    assert evaluated(config) == ["val.json"]
+
+
+def test_a_root_that_is_not_there_is_no_other_name_for_the_runs_own(own: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"found no folder {tmp_path}/onw"):
+        evaluate(own(root=str(tmp_path / "onw")))
+
+
+def test_images_that_were_left_out_do_not_make_it_other_data(own: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "own/images/p5.jpg").write_bytes(b"no picture")
+    config = own().model_copy(update={"paths": own().paths.model_copy(update={"shards": str(tmp_path / "less")})})
+    prepare(config, "quarantine")
+    assert evaluated(config) == ["val.json"]
+
+
+def test_val_is_scored_as_val_where_both_roles_have_one_list(tmp_path: Path) -> None:
+    data = {"dataset": "shapes", "val_split": "train", "shapes": {"train": 4, "val": 4, "size": 64}}
     config = make_config(tmp_path, evaluate={"crf": None}, data=data)
-    prepare_split(config, "test", images_dir(config, "val"))
-    write_segmenter(config)
-    evaluate(config, "test")
-    assert [path.name for path in (run_dir(config) / "evaluate").iterdir()] == ["val.json"]
+    prepare(config)
+    write_segmenter(config, SHAPES_CLASSES)
+    assert evaluated(config) == ["val.json"]
 
 
 def trainer(**train: object) -> str:

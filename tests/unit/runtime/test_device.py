@@ -46,5 +46,7 @@ def test_without_cuda_it_is_the_cpu(name: str, cuda: None) -> None:
 
 @without_cuda
 def test_cuda_without_one_is_an_error(cuda: None) -> None:
-    with pytest.raises(ConfigError, match=r"hardware\.device is 'cuda', but this machine offers none; .* auto or cpu"):
+    with pytest.raises(
+        ConfigError, match=r"`hardware\.device`\): found 'cuda', but this machine offers none; allowed: auto or cpu"
+    ):
         pick_device("cuda")

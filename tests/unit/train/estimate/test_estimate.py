@@ -394,7 +394,7 @@ def real_step(stage: Stage, images: int, recomputes: bool) -> tuple[int, int]:
     optimizer, sums_of = build_optimizer(model, stage.optim), stage.sums(model)
 
     def step() -> None:
-        maps = {name: tensor.clone() for name, tensor in stage.maps(images).items()}
+        maps = stage.maps(images).map(torch.clone)
         outputs = model.training_outputs(torch.randn(images, 3, stage.crop, stage.crop))
         sums, _parts = sums_of(outputs, maps)
         loss = sums.sum()
