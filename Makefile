@@ -16,10 +16,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 demo: $(VENV)/installed  ## image-level labels to mIoU and pictures, on generated data
 	$(BIN)/distwsss run --config configs/demo/shapes.yaml
 
-# unit tests compute on one thread each, so two processes share two cores; the others start processes of their own
+# what computes on one thread runs in two processes on two cores; tests/dist starts several processes itself
 test: $(VENV)/installed lint  ## about 5 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/python -m pytest -m "not slow and not gpu" tests/integration tests/dist
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/unit tests/contract tests/integration
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests/dist
 
 test-all: $(VENV)/installed  ## real kills and long runs
 	$(BIN)/python -m pytest -m "slow and not gpu"

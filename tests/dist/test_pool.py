@@ -26,9 +26,9 @@ if __name__ == "__main__":
 LOADER = """
 import os, time
 from torch.utils.data import Dataset
-from distwsss.data.batches.loader import Split, read_batches
+from distwsss.data.batches.loader import Share, read_batches
 class Slow(Dataset):
-    split = Split(0, 1, 1, 1)
+    share = Share(0, 1, 1, 1)
     def __len__(self):
         return 9
     def __getitem__(self, item):

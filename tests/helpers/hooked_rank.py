@@ -89,10 +89,10 @@ def task(config):
 
 
 def read_batches(batches, start: int, workers: int):
-    for number, batch in enumerate(read(batches, start, workers), start * batches.split.accumulation):
+    for number, batch in enumerate(read(batches, start, workers), start * batches.share.accumulation):
         images = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in batch.image]
         samples = [] if batch.empty else list(zip(batch.keys, images, strict=True))
-        step, world = number // batches.split.accumulation, batches.split.world
+        step, world = number // batches.share.accumulation, batches.share.world
         line = {"process": os.getpid(), "step": step, "world": world, "samples": samples}
         with (RECORD / f"keys-rank{RANK}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -247,7 +247,15 @@ def test_the_image_copies_what_the_package_needs(
     sources = {source for word, rest in instructions if word == "COPY" for source in rest.split()[:-1]}
     assert all((REPOSITORY / source).exists() for source in sources)
     needed = [declared["metadata"][key].removeprefix("file: ") for key in ("long_description", "license_files")]
-    assert sources == {"pyproject.toml", "setup.cfg", "distwsss", "configs", "launchers", *needed}
+    built_by = {"pyproject.toml", "setup.cfg", "setup.py", "MANIFEST.in"}
+    assert sources == {*built_by, "distwsss", "configs", "launchers", *needed}
+
+
+def test_configurations_are_there_when_the_image_installs(instructions: list[list[str]]) -> None:
+    """The wheel carries them."""
+    steps = [f"{word} {rest}" for word, rest in instructions]
+    installs = next(number for number, step in enumerate(steps) if ".[${EXTRAS}]" in step)
+    assert installs > steps.index("COPY configs configs")
 
 
 def test_the_image_has_extras_that_exist(dockerfile: str, declared: configparser.ConfigParser) -> None:
