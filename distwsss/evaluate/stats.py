@@ -136,7 +136,8 @@ def _chosen(index: ShardIndex, keys: set[str] | None, exclude: set[str] | None) 
     for name, wanted in (("restricted to", keys), ("leave out", exclude)):
         if wanted and wanted - known:
             log.warning(f"stats: told to {name} {len(wanted - known)} images that are not in the train split")
-    return {key for key in index.with_truth() if (keys is None or key in keys) and key not in (exclude or ())}
+    masked = set(index.with_truth().keys()) - (exclude or set())
+    return masked if keys is None else masked & keys
 
 
 def _count(config: Config, images: ShardIndex, pseudo: ShardIndex, seeds: ShardIndex | None, keys: set[str]) -> Counts:

@@ -140,8 +140,8 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
 
 def _check_truth(images: ShardIndex, selection: Selection) -> None:
     """Raises DataError naming the selected images without a mask, before the first step rather than at some later."""
-    masked = set(images.with_truth().keys())
-    missing = [f"{name_from_key(key)}: no mask" for key in selection if key not in masked]
+    keys, masked = selection.keys(), set(images.with_truth().keys())
+    missing = [f"{name_from_key(key)}: no mask" for key in keys if key not in masked]
     if missing:
         what = f"train.labels is 'truth', but {images.folder} lacks masks of images to train on"
         raise DataError(report_problems(f"{what}; add masks and prepare anew, or use train.labels: vote", missing))
