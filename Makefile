@@ -21,8 +21,9 @@ test: $(VENV)/installed lint  ## about 5 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/unit tests/contract tests/integration
 	$(BIN)/python -m pytest -m "not slow and not gpu" tests/dist
 
-test-all: $(VENV)/installed  ## real kills and long runs
-	$(BIN)/python -m pytest -m "slow and not gpu"
+test-all: $(VENV)/installed  ## real kills and long runs, about half an hour
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/dist
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
