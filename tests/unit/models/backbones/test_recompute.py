@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distwsss.config import Config
 from distwsss.config.networks import BackboneSection
 from distwsss.config.stages import TrainSection
 from distwsss.errors import ConfigError
 from distwsss.models.backbones.build import Backbone
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
-from distwsss.train.loop import fit
-from distwsss.train.task import classifier_task, segmenter_task
-from helpers.small import weights, write_pseudo
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -90,21 +84,3 @@ def test_asking_twice_recomputes_once() -> None:
 def test_a_net_without_blocks_says_so() -> None:
     with pytest.raises(ConfigError, match=r"backbone 'tiny' .*allowed: hardware\.activation_checkpointing: false"):
         Backbone(section("tiny")).checkpoint_activations()
-
-
-def test_the_loop_trains_to_the_same_weights(prepared: Config, tmp_path: Path) -> None:
-    write_pseudo(prepared)
-    changes = {"backbone": section("resnet18", norm="local"), "lineage": "codebase", "head_dropout": 0.5}
-    optim = prepared.train.optim.model_copy(update={"duration": "2 steps"})
-    config = prepared.model_copy(update={"train": prepared.train.model_copy(update={**changes, "optim": optim})})
-    results, recomputing = [], config.hardware.model_copy(update={"activation_checkpointing": True})
-    for hardware in (config.hardware, recomputing):
-        folder = tmp_path / str(hardware.activation_checkpointing)
-        results.append(weights(fit(segmenter_task(config), hardware, folder, seed=0)))
-    assert results[0] == results[1]
-
-
-def test_the_loop_asks_classifiers_too(prepared: Config, tmp_path: Path) -> None:
-    recomputing = prepared.hardware.model_copy(update={"activation_checkpointing": True})
-    with pytest.raises(ConfigError, match="backbone 'tiny'"):
-        fit(classifier_task(prepared, 0.1), recomputing, tmp_path, seed=0)

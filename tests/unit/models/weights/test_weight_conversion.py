@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from distwsss.errors import CheckpointError, ConfigError
 from distwsss.models.backbones.build import Backbone
 from distwsss.models.convert import convert_weights
 from distwsss.models.segmenters import build_segmenter
-from distwsss.runtime.layout import run_dir
-from distwsss.train.stages import classify
 from helpers.deeplab_reference import caffe_shapes, marks, torchvision_shapes
 
 FC = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
@@ -179,38 +176,3 @@ class TestConvertWeights:
         found = load_file(tmp_path / "o.safetensors")
         assert found.keys() == state.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-
-
-def test_a_run_records_its_weights_and_refuses_others(tiny, tmp_path: Path) -> None:
-    from distwsss.data.prepare import prepare
-
-    source = tmp_path / "resnet18.pth"
-    torch.manual_seed(0)
-    net = timm.create_model("resnet18")
-    torch.save(net.state_dict(), source)
-    optim = {"duration": "1 steps", "global_batch": 2}
-    backbone = {"name": "resnet18", "pretrained": True, "weights": str(source), "output_stride": 32}
-    config = tiny(classify={"dropouts": [0.1], "backbone": backbone, "optim": optim}, seeds={"threshold": None})
-    prepare(config)
-    classify(config)
-    folder = run_dir(config) / "classify" / "0.10"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    trainer = json.loads((folder / "checkpoints/step-00000001/trainer.json").read_text())
-    done = json.loads((folder / "done.json").read_text())
-    for record in (trainer, done):
-        assert record["parameters"]["inputs"]["weights"] == digest
-        assert record["origin"] == {"weights": str(source)}
-    assert str(source) not in json.dumps(trainer["parameters"])  # a moved file is no other run
-    moved = tmp_path / "elsewhere.pth"
-    source.rename(moved)
-    again = tiny(
-        classify={"dropouts": [0.1], "backbone": {**backbone, "weights": str(moved)}, "optim": optim},
-        seeds={"threshold": None},
-    )
-    classify(again)  # complete, skipped
-    torch.save({**net.state_dict(), "bn1.bias": torch.ones(64)}, moved)
-    with pytest.raises(ConfigError, match=rf"inputs\.weights: was '{digest}', now "):
-        classify(again)
-    (folder / "done.json").unlink()  # as one that was killed: it would go on from its checkpoint
-    with pytest.raises(ConfigError, match=r"inputs\.weights: was"):
-        classify(again)
