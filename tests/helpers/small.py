@@ -137,6 +137,12 @@ def write_folder(
 # --- shards ---
 
 
+def data_config(root: Path, folder: Path, dataset: str = "folder", shard_size: int = 4, **data: Any) -> Config:
+    """The data set of `root`; run and shards lie in `folder`."""
+    data = {"dataset": dataset, "root": str(root), **data}
+    return make_config(folder, data=data, prepare={"shard_size": shard_size})
+
+
 def make_samples(start: int = 0, count: int = 4) -> Samples:
     """Samples of images id.START, ..., each another width, the even ones with a mask."""
     samples: Samples = []

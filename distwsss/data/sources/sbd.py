@@ -84,7 +84,7 @@ class MatMask:
             return loadmat(self.path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
         except (MemoryError, FileNotFoundError):
             raise
-        except Exception as error:  # MatReadError, KeyError, ValueError, NotImplementedError, zlib.error, ...
+        except Exception as error:  # scipy documents no errors: what a damaged file raises depends on the damaged byte
             raise DataError(f"{self.path}: no SBD mask ({type(error).__name__}: {error}); replace the file") from error
 
     def digest(self) -> str:

@@ -24,17 +24,11 @@ from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.data.shards.verify import verify
 from distwsss.errors import ConfigError, DataError
-from distwsss.runtime.layout import images_dir, run_dir, shard_dir
+from distwsss.runtime.layout import images_dir, shard_dir
 from helpers.paths import VOC_MINI
-from helpers.small import make_config, snapshot, write_folder
+from helpers.small import data_config, make_config, snapshot, write_folder
 
 SIZE = (6, 8)  # height, width, of `write_folder` too
-
-
-def settings(root: Path, folder: Path, dataset: str = "folder", shard_size: int = 4, **data: Any) -> Config:
-    """The data set of `root`; run and shards lie in `folder`."""
-    data = {"dataset": dataset, "root": str(root), **data}
-    return make_config(folder, data=data, prepare={"shard_size": shard_size})
 
 
 def pixels(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -73,7 +67,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     """A data set of ten pictures and the configuration of its shards; no test changes them."""
     folder = tmp_path_factory.mktemp("done")
     root = write_folder(folder / "data")
-    config = settings(root, folder)
+    config = data_config(root, folder)
     prepare(config)
     return root, config
 
@@ -122,7 +116,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, b
     exif[0x0112] = 6
     Image.fromarray(SMOOTH).save(images / "turned.jpg", exif=exif)
     (folder / "data/tags.csv").write_text("id,labels\np,dog\ng,dog\nc,dog\nturned,dog\n")
-    config = settings(folder / "data", folder)
+    config = data_config(folder / "data", folder)
     prepare(config)
     return images, members(images_dir(config, "train"))
 
@@ -157,7 +151,7 @@ def test_names_with_dots_and_folders_survive(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         save(root / "images" / name, pixels(number))
     (root / "tags.csv").write_text("id,labels\n" + "".join(f"{name},dog\n" for name in names), encoding="utf-8")
-    config = settings(root, tmp_path)
+    config = data_config(root, tmp_path)
     prepare(config)
     found = members(images_dir(config, "train"))
     assert {name.count(".") for name in found} == {1}
@@ -187,7 +181,7 @@ def test_every_problem_of_both_splits_at_once_by_id(tmp_path: Path) -> None:
     lines = [f"{name},dog,train" for name in [*rows, "missing"]]
     lines += ["class,wolf,train", "empty,,train", "val_range,dog,val", "gone,dog,val"]
     (root / "tags.csv").write_text("id,labels,split\n" + "\n".join(lines))
-    report = refused(settings(root, tmp_path, classes=["dog", "cat"], max_pixels=8000))
+    report = refused(data_config(root, tmp_path, classes=["dog", "cat"], max_pixels=8000))
     expected = {
         "train: shape.jpg: mask: found 6 x 8 pixels; allowed: 8 x 6": 1,
         "train: mode.jpg: mask: found pixel mode RGB": 1,
@@ -213,7 +207,7 @@ def test_every_problem_of_both_splits_at_once_by_id(tmp_path: Path) -> None:
 def test_a_split_list_that_repeats_an_id(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
     (root / "train.txt").write_text("p3\np4\np3.jpg\n")
-    assert [line.strip() for line in refused(settings(root, tmp_path))[1:]] == [
+    assert [line.strip() for line in refused(data_config(root, tmp_path))[1:]] == [
         "train: p3.jpg: duplicate id; allowed: each once"
     ]
 
@@ -222,7 +216,7 @@ def test_unlabelled_val_images_are_taken(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
     save(root / "images/new.jpg", pixels(99))
     (root / "val.txt").write_text("new\n")
-    prepare(settings(root, tmp_path))
+    prepare(data_config(root, tmp_path))
     assert json.loads(members(tmp_path / "shards/images/val")["new.json"])["labels"] is None
 
 
@@ -230,7 +224,7 @@ def test_unlabelled_train_images_are_refused(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
     save(root / "images/new.jpg", pixels(99))
     (root / "train.txt").write_text("new\np4\n")
-    assert "new.jpg: no image-level labels" in refused(settings(root, tmp_path))[1]
+    assert "new.jpg: no image-level labels" in refused(data_config(root, tmp_path))[1]
 
 
 def test_empty_label_lists_where_allowed(tmp_path: Path) -> None:
@@ -238,32 +232,32 @@ def test_empty_label_lists_where_allowed(tmp_path: Path) -> None:
     save(root / "images/a.jpg", pixels(0))
     save(root / "images/b.jpg", pixels(1))
     (root / "tags.csv").write_text("id,labels\na,dog\nb,\n")
-    config = settings(root, tmp_path, allow_empty=True)
+    config = data_config(root, tmp_path, allow_empty=True)
     prepare(config)
     assert json.loads(members(images_dir(config, "train"))["b.json"])["labels"] == []
 
 
 def test_no_val_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "distwsss"):
-        prepare(settings(write_folder(tmp_path / "data"), tmp_path, val_split="nothing"))
+        prepare(data_config(write_folder(tmp_path / "data"), tmp_path, val_split="nothing"))
     assert "split `nothing` has no images" in caplog.text
     assert not (tmp_path / "shards/images/val").exists()
 
 
 def test_no_train_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split `nothing` has no images"):
-        prepare(settings(write_folder(tmp_path / "data"), tmp_path, train_split="nothing"))
+        prepare(data_config(write_folder(tmp_path / "data"), tmp_path, train_split="nothing"))
 
 
 def test_bytes_depend_on_neither_the_run_nor_the_order_of_the_listing(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
-    prepare(settings(root, tmp_path / "first"))
+    prepare(data_config(root, tmp_path / "first"))
     lines = (root / "tags.csv").read_text().splitlines()
     rows = lines[1:]
     random.Random(0).shuffle(rows)
     assert rows != lines[1:]
     (root / "tags.csv").write_text("\n".join([lines[0], *rows]))
-    prepare(settings(root, tmp_path / "second"))
+    prepare(data_config(root, tmp_path / "second"))
     first = snapshot(tmp_path / "first/shards")
     assert first == snapshot(tmp_path / "second/shards")
     assert len(first) == 7
@@ -271,17 +265,17 @@ def test_bytes_depend_on_neither_the_run_nor_the_order_of_the_listing(tmp_path: 
 
 def test_leftovers_of_an_interrupted_attempt_are_replaced(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
-    prepare(settings(root, tmp_path / "first"))
+    prepare(data_config(root, tmp_path / "first"))
     folder = tmp_path / "second/shards/images/train"
     folder.mkdir(parents=True)
     (folder / "images-00000.tar").write_bytes(b"half")
     (folder / "images-00007.tar").write_bytes(b"of a longer list")
-    prepare(settings(root, tmp_path / "second"))
+    prepare(data_config(root, tmp_path / "second"))
     assert snapshot(tmp_path / "first/shards") == snapshot(tmp_path / "second/shards")
 
 
 def test_a_second_run_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = settings(write_folder(tmp_path / "data"), tmp_path)
+    config = data_config(write_folder(tmp_path / "data"), tmp_path)
     prepare(config)
     before = {path: path.stat().st_mtime_ns for path in shard_dir(config).rglob("*")}
     with caplog.at_level(logging.INFO, "distwsss"):
@@ -313,19 +307,19 @@ def test_other_parameters_are_refused_by_name(
     tmp_path: Path, change: Callable[[Path], None] | None, keys: dict[str, Any], named: str
 ) -> None:
     root = write_folder(tmp_path / "data")
-    prepare(settings(root, tmp_path))
+    prepare(data_config(root, tmp_path))
     before = snapshot(tmp_path / "shards")
     if change:
         change(root)
     with pytest.raises(ConfigError, match=named):
-        prepare(settings(root, tmp_path, **keys))
+        prepare(data_config(root, tmp_path, **keys))
     assert before == snapshot(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("kind", ["changed", "added", "removed"])
 def test_other_masks_are_refused_but_are_no_part_of_the_fingerprint(tmp_path: Path, kind: str) -> None:
     root = write_folder(tmp_path / "data")
-    prepare(settings(root, tmp_path))
+    prepare(data_config(root, tmp_path))
     if kind == "changed":
         save_mask(root / "masks/p4.png", np.full(SIZE, 2))
     elif kind == "added":
@@ -334,8 +328,8 @@ def test_other_masks_are_refused_but_are_no_part_of_the_fingerprint(tmp_path: Pa
         for mask in (root / "masks").iterdir():
             mask.unlink()
     with pytest.raises(ConfigError, match="other masks"):
-        prepare(settings(root, tmp_path))
-    prepare(settings(root, tmp_path / "anew"))
+        prepare(data_config(root, tmp_path))
+    prepare(data_config(root, tmp_path / "anew"))
     old, new = (load_index(tmp_path / name / "shards/images/train") for name in (".", "anew"))
     assert old.fingerprint == new.fingerprint
     assert old.extra["truth"] != new.extra["truth"]
@@ -346,28 +340,28 @@ def test_another_folder_of_the_same_masks_is_complete(done: tuple[Path, Config],
     """`data.masks`, as `data.crowd` and `data.sbd`, is asked for by what comes out of it."""
     root = Path(shutil.copytree(done[0], tmp_path / "data"))
     (root / "masks").rename(root / "other")
-    prepare(settings(root, tmp_path, masks="other"))
+    prepare(data_config(root, tmp_path, masks="other"))
     before = snapshot(tmp_path / "shards")
     (root / "other").rename(root / "masks")
-    prepare(settings(root, tmp_path))
+    prepare(data_config(root, tmp_path))
     assert snapshot(tmp_path / "shards") == before
 
 
 def test_another_folder_of_other_masks_is_refused(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
-    prepare(settings(root, tmp_path))
+    prepare(data_config(root, tmp_path))
     (root / "masks").rename(root / "other")
     save_mask(root / "other/p4.png", np.full(SIZE, 2))
     with pytest.raises(ConfigError, match="other masks"):
-        prepare(settings(root, tmp_path, masks="other"))
+        prepare(data_config(root, tmp_path, masks="other"))
 
 
 def test_the_folder_of_masks_is_of_the_truth_alone(done: tuple[Path, Config], tmp_path: Path) -> None:
     root = Path(shutil.copytree(done[0], tmp_path / "data"))
     (root / "masks").rename(root / "other")
     save_mask(root / "other/p4.png", np.full(SIZE, 2))
-    configs = [done[1], settings(root, tmp_path / "anew", masks="other")]
-    configs.append(settings(root, tmp_path / "none", masks="nowhere"))
+    configs = [done[1], data_config(root, tmp_path / "anew", masks="other")]
+    configs.append(data_config(root, tmp_path / "none", masks="nowhere"))
     for config in configs[1:]:
         prepare(config)
     found = [load_index(images_dir(config, "train")) for config in configs]
@@ -387,11 +381,11 @@ def devkit(tmp_path: Path) -> Path:
 
 
 def test_labels_from_masks_have_to_be_asked_for(devkit: Path, tmp_path: Path) -> None:
-    assert "labels_from: masks" in refused(settings(devkit, tmp_path, "voc"))[0]
+    assert "labels_from: masks" in refused(data_config(devkit, tmp_path, "voc"))[0]
 
 
 def test_labels_from_masks_are_recorded(devkit: Path, tmp_path: Path) -> None:
-    prepare(settings(devkit, tmp_path, "voc", labels_from="masks"))
+    prepare(data_config(devkit, tmp_path, "voc", labels_from="masks"))
     index = load_index(tmp_path / "shards/images/train")
     assert index.extra["labels_from"] == "masks"
     assert json.loads(members(index.folder)["a.json"])["labels"] == [5]
@@ -403,7 +397,7 @@ def other(tmp_path: Path) -> Config:
     root = write_folder(tmp_path / "data")
     save(root / "images/new.jpg", pixels(99))
     (root / "test.txt").write_text("new\np4\n")
-    return settings(root, tmp_path)
+    return data_config(root, tmp_path)
 
 
 def cached(config: Config, folder: Path) -> Path:
@@ -448,132 +442,9 @@ def test_shapes_are_prepared(tmp_path: Path) -> None:
         assert set(np.unique(truth).tolist()) - {0, 255} == set(about["labels"])
 
 
-def bad_tree(root: Path) -> Path:
-    """Ten pictures, of which four have problems (one of them two), one of those in the val split."""
-    write_folder(root)
-    (root / "images/p1.jpg").write_bytes(b"no picture")  # val
-    (root / "images/p3.jpg").unlink()
-    save_mask(root / "masks/p4.png", np.full((8, 6), 9))
-    (root / "tags.csv").write_text((root / "tags.csv").read_text().replace("p5,dog", "p5,wolf"))
-    (root / "classes.txt").write_text("background\ncat\ndog\n")
-    return root
-
-
-def lines(config: Config) -> list[dict[str, Any]]:
-    path = run_dir(config) / "prepare/quarantine.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def quarantined(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The configuration of a data set prepared without its bad images; no test changes it."""
-    folder = tmp_path_factory.mktemp("quarantined")
-    config = settings(bad_tree(folder / "data"), folder)
-    prepare(config, "quarantine")
-    return config
-
-
-def test_bad_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "distwsss"):
-        prepare(settings(bad_tree(tmp_path / "data"), tmp_path), "quarantine")
-    assert "prepare: train: 8 in = 5 out + 3 quarantined" in caplog.text
-    assert "prepare: val: 2 in = 1 out + 1 quarantined" in caplog.text
-
-
-def test_bad_images_are_left_out(quarantined: Config) -> None:
-    assert verify(shard_dir(quarantined)) == []
-    train, val = (load_index(images_dir(quarantined, split), "images") for split in ("train", "val"))
-    assert sorted(train.all().keys()) == ["p2", "p6", "p7", "p8", "p9"]
-    assert val.all().keys() == ["p0"]
-    assert train.parameters["quarantined"] == ["p3", "p4.jpg", "p5.jpg"]
-    assert val.parameters["quarantined"] == ["p1.jpg"]
-
-
-def test_bad_images_are_listed_with_every_reason(quarantined: Config) -> None:
-    found = {line["id"]: line for line in lines(quarantined)}
-    assert {name: (line["split"], len(line["reasons"])) for name, line in found.items()} == {
-        "p3": ("train", 1), "p4.jpg": ("train", 2), "p5.jpg": ("train", 1), "p1.jpg": ("val", 1),
-    }  # fmt: skip
-    assert len(lines(quarantined)) == 4
-    assert "no image" in found["p3"]["reasons"][0]
-    assert found["p4.jpg"]["reasons"][0].startswith("mask: found 6 x 8 pixels")
-    assert found["p1.jpg"]["reasons"][0].startswith("found b'no picture'")
-    assert all(name not in reason for name, line in found.items() for reason in line["reasons"] if name != "p3")
-
-
-def test_the_same_quarantine_is_complete(quarantined: Config) -> None:
-    before, listed = snapshot(shard_dir(quarantined)), lines(quarantined)
-    prepare(quarantined, "quarantine")
-    assert (before, listed) == (snapshot(shard_dir(quarantined)), lines(quarantined))
-
-
-def test_without_quarantine_the_quarantined_are_refused(quarantined: Config) -> None:
-    with pytest.raises(ConfigError, match=r"made without 3 bad images .*p5\.jpg.*--on-bad quarantine"):
-        prepare(quarantined)
-
-
-def test_another_quarantine_is_refused(tmp_path: Path) -> None:
-    root = bad_tree(tmp_path / "data")
-    config = settings(root, tmp_path)
-    prepare(config, "quarantine")
-    before = snapshot(shard_dir(config))
-    (root / "images/p7.jpg").write_bytes(b"bad too")
-    with pytest.raises(ConfigError, match="content: was"):
-        prepare(config, "quarantine")
-    assert before == snapshot(shard_dir(config))
-
-
-def test_quarantine_of_good_data_changes_nothing(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "data")
-    plain, other = settings(root, tmp_path / "plain"), settings(root, tmp_path / "other")
-    prepare(plain)
-    prepare(other, "quarantine")
-    assert snapshot(shard_dir(plain)) == snapshot(shard_dir(other))
-    assert [path.name for path in (run_dir(other) / "prepare").iterdir()] == ["source.json"]
-    prepare(other)
-
-
-def test_a_repeated_id_is_written_once_and_quarantined_once(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "data")
-    (root / "train.txt").write_text("p3\np4\np4.jpg\n")
-    config = settings(root, tmp_path)
-    prepare(config, "quarantine")
-    assert sorted(load_index(images_dir(config, "train")).all().keys()) == ["p3", "p4"]
-    assert [line["id"] for line in lines(config)] == ["p4.jpg"]
-    prepare(config, "quarantine")
-
-
-def test_a_split_of_bad_images_alone_still_fails(tmp_path: Path) -> None:
-    root = bad_tree(tmp_path / "data")
-    (root / "images/p0.jpg").write_bytes(b"")
-    config = settings(root, tmp_path)
-    with pytest.raises(DataError, match="split `val`: none of 2 images can be used") as caught:
-        prepare(config, "quarantine")
-    assert "val: p1.jpg: found b'no picture'" in str(caught.value)
-    assert not shard_dir(config).exists()
-    assert not run_dir(config).exists()
-
-
-def test_a_data_set_that_cannot_be_read_still_fails(tmp_path: Path) -> None:
-    root = bad_tree(tmp_path / "data")
-    (root / "tags.csv").write_text("nothing\n")
-    with pytest.raises(DataError, match="found header"):
-        prepare(settings(root, tmp_path), "quarantine")
-
-
-def test_an_interrupted_quarantine_keeps_the_lines_of_the_complete_split(tmp_path: Path) -> None:
-    config = settings(bad_tree(tmp_path / "data"), tmp_path)
-    prepare(config, "quarantine")
-    before, listed = snapshot(tmp_path), lines(config)
-    (images_dir(config, "val") / "index.json").unlink()
-    prepare(config, "quarantine")
-    assert lines(config) == listed
-    assert snapshot(tmp_path) == before
-
-
 @pytest.mark.skipif(not VOC_MINI.is_dir(), reason="voc_mini is not here (DISTWSSS_DATA)")
 def test_voc_mini_is_prepared(tmp_path: Path) -> None:
-    config = settings(VOC_MINI, tmp_path, "voc", shard_size=64)
+    config = data_config(VOC_MINI, tmp_path, "voc", shard_size=64)
     prepare(config)
     assert verify(shard_dir(config)) == []
     train, val = (load_index(images_dir(config, split), "images") for split in ("train", "val"))

@@ -4,28 +4,15 @@ import numpy as np
 import pytest
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.eigen import matrixXf
-from pydensecrf.utils import unary_from_softmax
 
 from distwsss.config.crf import CRF_PARAMS
 from distwsss.maths.crf import BLOCK, CRFParams, refine
+from helpers.crf_reference import crf_inference
 
 
 def separate(image, probabilities, params):
-    """What psa, SEAM and EPS call `crf_inference`, once per seed."""
-    height, width = image.shape[:2]
-    marginals = []
-    for seed in probabilities:
-        crf = DenseCRF2D(width, height, len(seed))
-        crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(seed, clip=params.clip)))
-        crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
-        crf.addPairwiseBilateral(
-            sxy=params.bilateral_sxy,
-            srgb=params.bilateral_srgb,
-            rgbim=np.ascontiguousarray(image),
-            compat=params.bilateral_compat,
-        )
-        marginals.append(np.array(crf.inference(params.iterations)).reshape(seed.shape))
-    return np.stack(marginals)
+    """float32[S,K,H,W], one seed after the other."""
+    return np.stack([crf_inference(image, seed, params) for seed in probabilities])
 
 
 def mean_field(image, probabilities, params):
