@@ -64,6 +64,15 @@ def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
         raise DataError(f"{where}: cannot be converted to RGB ({error}); save it again without EXIF") from error
 
 
+def stored_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of an image file as its pixels lie in it, EXIF not minded. Reads the header only."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Exception as error:
+        raise DataError(f"{where}: cannot be decoded ({error}); replace the file") from error
+    return image.height, image.width
+
+
 def jpeg_mode(data: bytes, where: str) -> str | None:
     """PIL's mode (`RGB`, `L`, `CMYK`) of a JPEG file, None for any other format. Reads the header only."""
     try:

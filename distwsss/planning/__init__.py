@@ -1,0 +1,1 @@
+"""What a run will need: facts of data and machine, rules that make a configuration, times, checks before it starts."""
