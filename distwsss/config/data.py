@@ -66,4 +66,4 @@ class DataSection(Section):
 class PrepareSection(Section):
     """How images are packed into shards (shards/README.md)."""
 
-    shard_size: int = Field(64, ge=1, description="images per shard")
+    shard_size: int = Field(16, ge=1, description="images per shard, and per piece of work of `seeds`")

@@ -37,7 +37,11 @@ class BackboneSection(Section):
     output_stride: Literal[8, 16, 32] = Field(
         16, description="pixels per feature; `tiny`, `resnet38` and `resnet101_caffe`: 8 only", validate_default=True
     )
-    freeze: list[str] = Field([], description="parameter-name prefixes of the backbone that are not trained")
+    freeze: list[str] | None = Field(
+        None,
+        description="parameter-name prefixes of the backbone that are not trained; null: the first blocks of lite and "
+        "lite_full, which few photographs would only spoil, nothing of others",
+    )
     norm: Literal["frozen", "local", "sync", "group"] = Field(
         "frozen",
         description="BatchNorm; frozen: it keeps its statistics and affine terms; local: each micro-batch's statistics "

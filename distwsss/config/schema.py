@@ -39,6 +39,12 @@ class Config(Section):
     def voting_seeds(self) -> list[str]:
         return self.seeds.vote_on or self.seed_names()
 
+    def cam_stride(self) -> int | None:
+        """Output stride of the CAMs; None: the classifier's own."""
+        backbone = self.classify.backbone
+        coarse = backbone.output_stride == 32 and not backbone.name.startswith(("mit_", "swin_"))
+        return self.seeds.output_stride or (16 if coarse else None)
+
     def vote_threshold(self) -> int:
         """t of the pseudo-label shards."""
         return self.seeds.threshold or len(self.voting_seeds())

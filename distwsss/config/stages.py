@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,10 @@ from distwsss.config.crf import CRF_PARAMS, NamedCRF
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
 from distwsss.config.section import LATER, NEUTRAL, Allowed, Duration, Positive, Probability, Section
 from distwsss.config.training import AugmentSection, OptimSection
+
+
+# what `classify` and `train` learn by where nothing else is said: some dozen photographs on a CPU, and more
+RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1.0, "weight_decay": 0.01}
 
 
 class ClassifySection(Section):
@@ -26,9 +30,9 @@ class ClassifySection(Section):
         "there, the two inside block b7 of resnet38",
         json_schema_extra=LATER,
     )
-    backbone: BackboneSection = BackboneSection()
-    augment: AugmentSection = AugmentSection(resize=[256, 512], resize_by="longest_side")
-    optim: OptimSection = OptimSection()
+    backbone: BackboneSection = BackboneSection(name="lite_full", output_stride=32)
+    augment: AugmentSection = AugmentSection(crop=240, resize=[224, 400], resize_by="longest_side")
+    optim: OptimSection = OptimSection(duration="150 steps", global_batch=16, **RECIPE)
 
     @model_validator(mode="after")
     def _layer(self) -> ClassifySection:
@@ -47,18 +51,22 @@ class SeedsSection(Section):
         [1.00, 1.20], min_length=1, description="of the image; a seed is named by p and scale, as 0.05-1.20"
     )
     base_size: int | None = Field(
-        None, ge=32, description="longest side at scale 1.00, in pixels; null: the image's own"
+        512, ge=32, description="longest side at scale 1.00, in pixels; null: the image's own, as in the paper"
     )
     output_stride: Literal[8, 16, 32] | None = Field(
         None,
-        description="of the CAMs: the same weights, dilated (a trous), make finer maps; null: the classifier's own",
+        description="of the CAMs: the same weights, dilated (a trous), make finer maps; null: the classifier's own, 16 "
+        "where a convolutional one has 32",
     )
     cam_scales: list[Positive] = Field(
         [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
     )
-    alpha: Positive = Field(8.0, description="background's map is (1 - the highest CAM) ** alpha")
+    alpha: Positive = Field(
+        1.0,
+        description="background's map is (1 - the highest CAM) ** alpha; few classes or photographs want less (docs/new.md)",
+    )
     normalise: Literal["softmax", "sum"] = Field(
-        "softmax", description="maps to the CRF's distribution: their softmax, or each over their sum (psa, SEAM, EPS)"
+        "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"
     )
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
     vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; null: all")
@@ -87,7 +95,7 @@ class TrainSection(Section):
         "branches (256) and of SegFormer's decoder (256 for mit_b0 and mit_b1, else 768)",
     )
     head_dropout: Probability = Field(
-        0.5, description="p of the head's dropout; published: 0 in classic, 0.1 in SegFormer, else 0.5"
+        0.1, description="p of the head's dropout; published: 0 in classic, 0.1 in SegFormer, else 0.5"
     )
     mask2former: Mask2FormerSection = Field(Mask2FormerSection(), json_schema_extra=LATER)
     backbone: BackboneSection = BackboneSection()
@@ -105,7 +113,9 @@ class TrainSection(Section):
     loss: Literal["hybrid", "positive", "cross_entropy"] = Field(
         "hybrid", description="hybrid: Eq. 10; positive: Eq. 8 on every labelled pixel; cross_entropy: Eq. 3 likewise"
     )
-    temperature: Positive | None = Field(1.0, description="tau of the prediction constraint; null switches it off")
+    temperature: Positive | None = Field(
+        0.1, description="tau of the prediction constraint; 1: the paper as printed; null switches it off"
+    )
     complement: Literal["uniform", "assigned"] = Field(
         "uniform", description="class that a noisy pixel is not (Eq. 9): any but its label, at random; or its label"
     )
@@ -113,8 +123,8 @@ class TrainSection(Section):
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
     )
     holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
-    augment: AugmentSection = AugmentSection()
-    optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
+    augment: AugmentSection = AugmentSection(crop=256, resize=[0.6, 1.4])
+    optim: OptimSection = OptimSection(duration="300 steps", global_batch=8, **RECIPE)
     evaluate_every: Duration | None = Field(
         None, description="from one held-out mIoU to the next, and BEST by it; null: none"
     )

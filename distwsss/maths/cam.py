@@ -77,10 +77,10 @@ def background(cam: np.ndarray, alpha: float) -> np.ndarray:
     return (1 - cam.max(axis=0)) ** np.float32(alpha)
 
 
-def probabilities(cam: np.ndarray, alpha: float, normalise: str = "softmax") -> np.ndarray:
+def probabilities(cam: np.ndarray, alpha: float, normalise: str = "sum") -> np.ndarray:
     """float32[L,H,W] in [0, 1] -> float32[L+1,H,W] over {background, present classes}, summing to 1.
 
-    `normalise`: softmax of the maps, or each over their sum.
+    `normalise`: each over their sum, or softmax of the maps.
     """
     maps = np.concatenate([background(cam, alpha)[None], cam])
     if normalise == "softmax":

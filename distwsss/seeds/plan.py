@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config import Config
+from distwsss.config.stages import SeedsSection
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.errors import CheckpointError
@@ -41,7 +42,7 @@ class SeedsPlan:
 
     def chunk(self, shard: int, quarantine: bool) -> SeedTask:
         """The work on one shard: its CAM tasks in the order of the seeds' names, p outermost."""
-        hardware, section = self.config.hardware, self.config.seeds
+        hardware, section = self.config.hardware, _section(self.config)
         names = iter(self.config.seed_names())
         options = (section, hardware.device, hardware.mixed_precision, hardware.cam_batch)
         cams = tuple(
@@ -86,9 +87,14 @@ def classifier_folders(config: Config) -> list[Path]:
     return folders
 
 
+def _section(config: Config) -> SeedsSection:
+    """The `seeds` section with the stride that its null means."""
+    return config.seeds.model_copy(update={"output_stride": config.cam_stride()})
+
+
 def _seed_parameters(config: Config, images: ShardIndex, classifiers: list[Path]) -> dict[str, Any]:
     """What the fingerprint of the seed shards covers; known whether or not these were kept."""
-    section = {k: v for k, v in config.seeds.parameters().items() if k not in ("vote_on", "threshold")}
+    section = {k: v for k, v in _section(config).parameters().items() if k not in ("vote_on", "threshold")}
     digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
     weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
     inputs = {"images": images.fingerprint, "classifiers": weights}

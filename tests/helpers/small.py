@@ -34,7 +34,10 @@ from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, 
 from distwsss.runtime.storage import Folder
 
 CLASSES = ["background", "cat", "dog"]
-TINY_OPTIM = {"duration": "4 steps", "global_batch": 4, "lr": 0.01, "log_every": 1}
+TINY_OPTIM = {
+    **{"duration": "4 steps", "global_batch": 4, "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4},
+    **{"bias_multiplier": 2.0, "log_every": 1},
+}
 TINY_BACKBONE = {"name": "tiny", "pretrained": False, "output_stride": 8}
 TINY_AUGMENT = {"crop": 48, "resize": [0.8, 1.2], "resize_by": "factor"}
 Samples = list[tuple[str, dict[str, bytes]]]  # key, fields
@@ -53,7 +56,7 @@ def tiny_tree(folder: Path) -> dict[str, Any]:
         "classify": {
             "dropouts": [0.1, 0.3], "backbone": TINY_BACKBONE, "augment": TINY_AUGMENT, "optim": TINY_OPTIM,
         },
-        "seeds": {"threshold": 3},
+        "seeds": {"threshold": 3, "base_size": None, "alpha": 8.0},
         "train": {"backbone": TINY_BACKBONE, "augment": TINY_AUGMENT, "optim": TINY_OPTIM, "head_dropout": 0.0},
         "evaluate": {"scales": [0.75, 1.0], "crf": {"iterations": 2}},
         "report": {"images": 2},

@@ -19,6 +19,7 @@ from distwsss.models.backbones.resnet_caffe import CaffeResNet101
 from distwsss.models.weights.backbone import load_file_into, load_lite
 
 LITE = "tf_efficientnet_lite0"
+FIRST_BLOCKS = ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"]  # of EfficientNet-Lite0
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -132,7 +133,7 @@ class Backbone(nn.Module):
 
     def _freeze(self) -> None:
         published = getattr(self.net, "frozen", ()) if self.section.pretrained else ()
-        for prefix in (*self.section.freeze, *published):
+        for prefix in (*self._asked(), *published):
             matching = [p for name, p in self.net.named_parameters() if name.removeprefix("net.").startswith(prefix)]
             if not matching:
                 raise ConfigError(f"backbone {self.section.name!r}: freeze: no parameter starts with {prefix!r}")
@@ -145,6 +146,12 @@ class Backbone(nn.Module):
                 for parameter in norm.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 norm.eval()
+
+    def _asked(self) -> list[str]:
+        """What `freeze` says, or what it means where it says nothing."""
+        if self.section.freeze is not None:
+            return self.section.freeze
+        return FIRST_BLOCKS if self.section.name in ("lite", "lite_full") and self.section.pretrained else []
 
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]

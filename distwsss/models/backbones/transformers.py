@@ -23,7 +23,7 @@ def prepare(backbone: nn.Module, section: BackboneSection) -> None:
     """
     if section.pretrained:
         load_file_into(backbone, section.weights or hub_folder(section.name), section.name)
-    for prefix in section.freeze:
+    for prefix in section.freeze or []:
         matching = [p for name, p in backbone.named_parameters() if name.startswith(prefix)]
         if not matching:
             raise ConfigError(f"backbone {section.name!r}: freeze: no parameter starts with {prefix!r}")

@@ -287,7 +287,7 @@ def test_summed_aspp_starts_as_published() -> None:
 
 def small(head: str, **backbone: object) -> DeepLab:
     section = SMALL.model_copy(update=backbone)
-    return build_segmenter(TrainSection(lineage="codebase", head=head, backbone=section), CLASSES)
+    return build_segmenter(TrainSection(lineage="codebase", head=head, head_dropout=0.5, backbone=section), CLASSES)
 
 
 @pytest.fixture(scope="module", params=[("largefov", "local"), ("aspp", "frozen"), ("aspp", "group")], ids=" ".join)

@@ -91,7 +91,7 @@ def test_every_seed_is_cam_crf_argmax(reference):
             p, scale = name.split("-")
             classifier = from_pretrained(run_dir(config) / "classify" / p / "checkpoints" / "step-00000001")
             cam = cam_to_full(compute_cam(classifier, image, labels, float(scale), None, [1.0]), *image.shape[:2])
-            marginals = refine(image, probabilities(cam, 1.0, "softmax")[None], config.seeds.crf)[0]
+            marginals = refine(image, probabilities(cam, 1.0, "sum")[None], config.seeds.crf)[0]
             top = np.sort(marginals, axis=0)
             decided = top[-1] - top[-2] > 1e-3
             np.testing.assert_array_equal(seed[decided], np.array([0, *labels])[marginals.argmax(axis=0)][decided])
