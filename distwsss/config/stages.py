@@ -123,7 +123,7 @@ class TrainSection(Section):
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
     )
     holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
-    augment: AugmentSection = AugmentSection(crop=256, resize=[0.6, 1.4])
+    augment: AugmentSection = AugmentSection(crop=320, resize=[0.7, 1.6])
     optim: OptimSection = OptimSection(duration="300 steps", global_batch=8, **RECIPE)
     evaluate_every: Duration | None = Field(
         None, description="from one held-out mIoU to the next, and BEST by it; null: none"

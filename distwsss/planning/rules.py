@@ -168,3 +168,13 @@ def choose(facts: Facts, has_weights: Callable[[str], bool]) -> list[Choice]:
         published = WITH.get((choice.key, choice.value) if isinstance(choice.value, str) else ("", None), {})
         result += [Choice(key, value, f"goes with {choice.value}") for key, value in published.items()]
     return result
+
+
+def rules_table() -> str:
+    """ROWS as docs/new.md shows them."""
+    lines = ["| key | where | fact | below | value | reason |", "|---|---|---|---|---|---|"]
+    for row in ROWS:
+        for limit, value, why in row.bands:
+            below = "" if limit == inf else f"{limit:g}"
+            lines.append(f"| `{row.key}` | {row.machine} | {row.fact} | {below} | `{value}` | {why} |")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""`distwsss new`: a folder of pictures -> a short configuration that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distwsss.config.load import load_config
+from distwsss.errors import ConfigError, DataError
+from distwsss.planning.new import new
+from helpers.small import write_folder
+
+
+def never(name: str) -> bool:
+    raise AssertionError(f"asked for the weights of {name} on a machine without a GPU")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_folder(Path("my pictures"))
+
+
+def test_every_value_has_its_reason(pictures: Path) -> None:
+    path = new(pictures, None, never)
+    assert path == Path("my_pictures.yaml")
+    config = load_config(path)
+    assert (config.name, config.data.root) == ("my_pictures", "my pictures")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if ": " in line and not line.lstrip().startswith("#")]
+    named = ("name:", "dataset:")
+    assert all("  # " in line for line in values if not line.strip().startswith(named))
+    assert any("8 photographs" in line and "2 in the val list" in line and "dog 8" in line for line in lines)
+    assert any(line.startswith("# Expected: prepare about") for line in lines)
+
+
+def test_the_file_is_what_was_chosen(pictures: Path) -> None:
+    tree = yaml.safe_load(new(pictures, Path("a.yaml"), never).read_text(encoding="utf-8"))
+    assert tree["classify"]["optim"]["duration"] == "100 steps"
+    assert tree["train"]["holdout"] == 0.2  # half of the pictures have masks
+    assert tree["hardware"] == {"executor": "local"}
+
+
+def test_nothing_is_written_over(pictures: Path) -> None:
+    Path("a.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a\.yaml is there already"):
+        new(pictures, Path("a.yaml"), never)
+    assert Path("a.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_pictures_beside_their_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_folder(Path("p"))
+    for path in (root / "images").iterdir():
+        path.rename(root / path.name)
+    (root / "images").rmdir()
+    assert load_config(new(root, None, never)).data.images == "."
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found no folder"):
+        new(tmp_path / "nothing", tmp_path / "a.yaml", never)
+    assert not (tmp_path / "a.yaml").exists()
