@@ -26,6 +26,11 @@ class ClassifySection(Section):
         "there, the two inside block b7 of resnet38",
         json_schema_extra=LATER,
     )
+    holdout: Probability = Field(
+        0.1,
+        description="share of the train ids kept out of the classifiers' training, for their average precision; from "
+        "100 photographs on (they get seeds all the same)",
+    )
     backbone: BackboneSection = BackboneSection()
     augment: AugmentSection = AugmentSection(resize=[256, 512], resize_by="longest_side")
     optim: OptimSection = OptimSection()
@@ -112,7 +117,9 @@ class TrainSection(Section):
     vote_threshold: int | None = Field(
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
     )
-    holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
+    holdout: Probability = Field(
+        0.2, description="share of the train ids kept out of training, for BEST and tuning; none without masks"
+    )
     augment: AugmentSection = AugmentSection()
     optim: OptimSection = OptimSection(duration="20000 steps", global_batch=10, lr=0.001)
     evaluate_every: Duration | None = Field(
