@@ -36,7 +36,7 @@ class Growth:
 
         The mean is that of logarithms: one step a thousand times too high weighs as much as a few twice too high.
         """
-        keep = math.exp(-steps / MEMORY)
+        before, keep = self.smoothed, math.exp(-steps / MEMORY)
         new = [(1 - keep) * math.log(max(loss, self.floor)), 1 - keep]
         self._logs = [keep * old + value for old, value in zip(self._logs, new, strict=True)]
         self.smoothed, self.steps = math.exp(self._logs[0] / self._logs[1]), self.steps + steps
@@ -45,4 +45,5 @@ class Growth:
             self.best, self.best_step = lowest, step
         if self.factor is None or self.steps < HISTORY:
             return False
-        return loss >= self.smoothed > self.factor * max(self.best, self.floor)
+        rises = loss >= before  # False of the first line, before which nothing is known
+        return rises and self.smoothed > self.factor * max(self.best, self.floor)
