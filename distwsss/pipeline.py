@@ -28,6 +28,7 @@ class Options:
     resume: str = "auto"
     on_bad: str = "fail"
     init_from: Path | None = None
+    classifiers_from: Path | None = None  # a folder of earlier classifiers, P below it, whose weights to go on from
 
 
 def prepare(config: Config, options: Options = Options()) -> None:
@@ -41,7 +42,7 @@ def classify(config: Config, options: Options = Options()) -> None:
     """One classifier per dropout probability."""
     from distwsss.train.stages import classify
 
-    classify(config, options.resume)
+    classify(config, options.resume, options.classifiers_from)
 
 
 def seeds(config: Config, options: Options = Options()) -> None:

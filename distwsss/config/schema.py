@@ -39,11 +39,12 @@ class Config(Section):
     def voting_seeds(self) -> list[str]:
         return self.seeds.vote_on or self.seed_names()
 
-    def cam_stride(self) -> int | None:
-        """Output stride of the CAMs; None: the classifier's own."""
+    def resolved_seeds(self) -> SeedsSection:
+        """The `seeds` section with the stride that its null means."""
         backbone = self.classify.backbone
         coarse = backbone.output_stride == 32 and not backbone.name.startswith(("mit_", "swin_"))
-        return self.seeds.output_stride or (16 if coarse else None)
+        stride = self.seeds.output_stride or (16 if coarse else None)
+        return self.seeds.model_copy(update={"output_stride": stride})
 
     def vote_threshold(self) -> int:
         """t of the pseudo-label shards."""

@@ -30,6 +30,11 @@ class ClassifySection(Section):
         "there, the two inside block b7 of resnet38",
         json_schema_extra=LATER,
     )
+    holdout: Probability = Field(
+        0.1,
+        description="share of the train ids kept out of the classifiers' training, for their average precision; from "
+        "100 photographs on (they get seeds all the same)",
+    )
     backbone: BackboneSection = BackboneSection(name="lite_full", output_stride=32)
     augment: AugmentSection = AugmentSection(crop=240, resize=[224, 400], resize_by="longest_side")
     optim: OptimSection = OptimSection(duration="150 steps", global_batch=16, **RECIPE)
@@ -122,7 +127,9 @@ class TrainSection(Section):
     vote_threshold: int | None = Field(
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
     )
-    holdout: Probability = Field(0.2, description="share of the train ids kept out of training, for BEST and tuning")
+    holdout: Probability = Field(
+        0.2, description="share of the train ids kept out of training, for BEST and tuning; none without masks"
+    )
     augment: AugmentSection = AugmentSection(crop=320, resize=[0.7, 1.6])
     optim: OptimSection = OptimSection(duration="300 steps", global_batch=8, **RECIPE)
     evaluate_every: Duration | None = Field(

@@ -79,6 +79,13 @@ class OptimSection(Section):
     clip_grad: float | None = Field(
         None, gt=0.0, description="largest L2 norm of the whole gradient; null: no clipping"
     )
+    growth: float | None = Field(
+        10.0,
+        gt=1.0,
+        description="the run ends when its smoothed loss, after 50 steps, is so many times its best and still rises; "
+        "null: it goes on",
+        json_schema_extra=NEUTRAL,
+    )
     save_every: Duration = Field(
         "25%", description="from one checkpoint to the next; 25%: of `duration`", json_schema_extra=NEUTRAL
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from distwsss.config import Config
 from distwsss.data.check import listing_problems
+from distwsss.data.doubtful import first_doubts, read_doubts
 from distwsss.data.image_shards import plan_shards, write_shards
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
@@ -35,7 +36,7 @@ from distwsss.runtime.artifacts import (
     write_bytes,
     write_json,
 )
-from distwsss.runtime.layout import ROLES, Role, images_dir, quarantine_file, source_file
+from distwsss.runtime.layout import ROLES, Role, doubtful_tags_file, images_dir, quarantine_file, source_file
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
@@ -87,6 +88,16 @@ def prepare(config: Config, on_bad: str = "fail") -> None:
             log.info(f"prepare: {_empty(name, listing)}; skipped")
     _prepare(config, splits, on_bad)
     write_json(source_file(config), {"root": _absolute_root(config)})
+    _show_doubts(config)
+
+
+def _show_doubts(config: Config) -> None:
+    """The tags of these images that classifiers trained on them contradicted."""
+    path = doubtful_tags_file(config)
+    doubts = read_doubts(path, load_index(images_dir(config, "train"), "images").fingerprint)
+    if doubts:
+        first = first_doubts(doubts, 10)
+        log.info(f"prepare: tags that the classifiers contradict most, of {len(doubts)} in {path}:\n{first}")
 
 
 def split_of(config: Config, role: Role) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from distwsss.config import Config
 from distwsss.data.images import decode_image
+from distwsss.data.made_with import check_segmenter
 from distwsss.data.prepare import holds_split, prepare_split
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
@@ -46,9 +47,11 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
     (`images_to_score`). Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an
     explicit checkpoint adds its folder and digest), and skipped where that is complete; None where no image has a mask.
     Raises CheckpointError without a segmenter, DataError for other classes, ShardError for damaged images, ConfigError
-    where the record was made with other parameters.
+    where the record or the run's own segmenter was made with other parameters.
     """
     segmenter = open_segmenter(config, checkpoint)
+    if checkpoint is None:
+        check_segmenter(config, segmenter.folder)
     split = split or config.data.val_split
     index = load_index(_on_rank_0(lambda: images_to_score(config, split)), "images")
     _check_classes(segmenter.model, index, segmenter.folder)

@@ -14,6 +14,7 @@ import numpy as np
 
 from distwsss.config import Config
 from distwsss.data.images import IGNORE, decode_mask
+from distwsss.data.made_with import check_images, check_seeds, check_vote
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
@@ -211,14 +212,19 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     thresholds: [{t, miou, iou, coverage, cells: {a, b, c, d}, within: {clean_agree, noisy_disagree, agree_clean,
     disagree_noisy}}]; a agrees with the truth and is clean, b agrees, noisy, c disagrees, noisy, d disagrees, clean.
 
-    Raises ShardError where shards are missing or do not belong together.
+    Raises ShardError where shards are missing or do not belong together, ConfigError where they were made with other
+    parameters.
     """
     images = load_index(images_dir(config, "train"), "images")
+    check_images(config, images)
     chosen = _chosen(images, keys, exclude)
     if not chosen:
         return None
     pseudo = load_index(pseudo_dir(config), "pseudo")
+    check_vote(config, images, pseudo)
     seeds = load_index(seeds_dir(config), "seeds") if (seeds_dir(config) / INDEX).is_file() else None
+    if seeds is not None:
+        check_seeds(config, images, seeds.parameters, f"the seeds ({seeds.folder})")
     inputs = {"images": images.fingerprint, "truth": images.extra.get("truth"), "pseudo": pseudo.fingerprint}
     parameters = {"inputs": {**inputs, "seeds": seeds and seeds.fingerprint}, "keys": fingerprint(sorted(chosen))}
     path = quality_file(config)

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 HALF_MAX = 65504.0  # largest float16
 
 
-def _input(image: np.ndarray, factor: float, classifier: nn.Module) -> Tensor:
+def scaled_input(image: np.ndarray, factor: float, classifier: nn.Module) -> Tensor:
     """image uint8[H,W,3] -> float32 1,3,h,w, resized bicubic by `factor` and normalised as the classifier expects."""
     height, width = (max(1, round(factor * side)) for side in image.shape[:2])
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), np.float32)
@@ -52,7 +52,7 @@ def compute_cams(
     base = 1.0 if base_size is None else base_size / max(images[0].shape[:2])
     total: Tensor | None = None
     for cam_scale in cam_scales:
-        pixels = torch.cat([_input(image, scale * base * cam_scale, classifier) for image in images])
+        pixels = torch.cat([scaled_input(image, scale * base * cam_scale, classifier) for image in images])
         with torch.autocast(pixels.device.type, half, enabled=half is not None):
             maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # 2B,N,h,w
         cam = maps[: len(images)] + maps[len(images) :].flip(-1)

@@ -12,6 +12,7 @@ from distwsss.config.crf import CRFParams
 from distwsss.config.load import shown_yaml
 from distwsss.config.schema import Config
 from distwsss.data.images import IGNORE, voc_palette
+from distwsss.data.made_with import check_images, check_segmenter, check_vote
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.errors import CheckpointError
@@ -21,6 +22,7 @@ from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
 from distwsss.report.plots import line_plot, series
 from distwsss.report.quality import seeds_table, threshold_table
+from distwsss.report.tags import classifiers
 from distwsss.runtime.artifacts import flatten, read_json, write_bytes
 from distwsss.runtime.layout import (
     ROLES,
@@ -199,6 +201,7 @@ def _photographs(config: Config, indexes: dict[Role, ShardIndex]) -> str:
     seeds, pseudo = _index(seeds_dir(config), "seeds"), _index(pseudo_dir(config), "pseudo")
     try:
         segmenter = open_segmenter(config)
+        check_segmenter(config, segmenter.folder)
     except CheckpointError:
         if pointer(segmenter_dir(config), config.evaluate.checkpoint).is_file():
             raise  # there is one, and it is damaged
@@ -216,13 +219,24 @@ def _photographs(config: Config, indexes: dict[Role, ShardIndex]) -> str:
     return page.section("Photographs", *parts)
 
 
+def _check_made_with(config: Config, images: ShardIndex) -> None:
+    """A page that shows one configuration and the pictures of another would mislead."""
+    check_images(config, images)
+    pseudo = _index(pseudo_dir(config), "pseudo")
+    if pseudo is not None:
+        check_vote(config, images, pseudo)
+
+
 def write_report(config: Config) -> Path:
     """Write run_dir/report/index.html, self-contained (no network, no scripts), and return its path.
 
-    Raises ShardError or CheckpointError for damaged results; missing ones are shown as "not run".
+    Raises ShardError or CheckpointError for damaged results, ConfigError for those of other parameters;
+    missing ones are shown as "not run".
     """
     found = {role: _index(images_dir(config, role), "images") for role in ROLES}
     indexes = {role: index for role, index in found.items() if index is not None}
+    if "train" in indexes:
+        _check_made_with(config, indexes["train"])
     quality = _json(quality_file(config))
     records = {path.stem: read_json(path) for path in sorted(evaluate_dir(config).glob("*.json"))}
     evaluations = {name: record for name, record in records.items() if "miou" in record}
@@ -230,6 +244,7 @@ def write_report(config: Config) -> Path:
         _headline(evaluations, quality),
         _data(config, indexes),
         _made_by(config),
+        classifiers(config, indexes.get("train")),
         _seeds(quality),
         _clean(quality),
         _curves(config),

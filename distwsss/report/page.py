@@ -37,7 +37,7 @@ tr.total td { font-weight: 600; } tr:not(.total) + tr.total td { border-top: 2px
 .row { border-top: 1px solid #e8ecf1; padding: 10px 0 12px; } .row p { font-size: 13.5px; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: 8px; }
 figure { margin: 0; } figure img { display: block; width: 150px; height: auto; border: 1px solid #d8dee6; }
-figcaption { font-size: 12px; color: #5b6673; }
+figcaption { font-size: 12px; color: #5b6673; max-width: 150px; overflow-wrap: anywhere; }
 .plots { display: flex; flex-wrap: wrap; gap: 12px; } .plots img { width: 440px; max-width: 100%; }
 pre { background: #f5f7fa; padding: 12px; overflow-x: auto; font-size: 12.5px; } summary { cursor: pointer; }
 """

@@ -2,8 +2,10 @@
 
     runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json lock
       prepare/                        source.json, and quarantine.jsonl: images left out
+      classify/                       doubtful_tags.jsonl: tags that the classifiers contradict
       classify/P/ (`paths.classifiers`), train/
                                       config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
+                                      of classifiers scores.npy average_precision.json;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
       seeds/                          quality.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
@@ -54,6 +56,21 @@ def classifier_dir(config: Config, dropout: float) -> Path:
     """The training of the classifier of dropout probability `dropout`."""
     folder = Path(config.paths.classifiers).absolute() if config.paths.classifiers else run_dir(config) / "classify"
     return folder / f"{dropout:.2f}"
+
+
+def scores_file(training: Path) -> Path:
+    """A classifier's scores of all train photographs."""
+    return training / "scores.npy"
+
+
+def average_precision_file(training: Path) -> Path:
+    """How good a classifier is on the photographs held out of its training."""
+    return training / "average_precision.json"
+
+
+def doubtful_tags_file(config: Config) -> Path:
+    """The tags that the run's classifiers contradict."""
+    return run_dir(config) / "classify" / "doubtful_tags.jsonl"
 
 
 def segmenter_dir(config: Config) -> Path:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distwsss.config import Config
-from distwsss.config.stages import SeedsSection
+from distwsss.data.made_with import check_classifier, check_images, seed_parameters, vote_parameters
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.errors import CheckpointError
 from distwsss.models.export import WEIGHTS, verified_checkpoint
-from distwsss.runtime.artifacts import fingerprint, read_pointer, recorded_sha256
+from distwsss.runtime.artifacts import read_pointer, recorded_sha256
 from distwsss.runtime.layout import (
     checkpoints_dir,
     classifier_dir,
@@ -42,7 +41,7 @@ class SeedsPlan:
 
     def chunk(self, shard: int, quarantine: bool) -> SeedTask:
         """The work on one shard: its CAM tasks in the order of the seeds' names, p outermost."""
-        hardware, section = self.config.hardware, _section(self.config)
+        hardware, section = self.config.hardware, self.config.resolved_seeds()
         names = iter(self.config.seed_names())
         options = (section, hardware.device, hardware.mixed_precision, hardware.cam_batch)
         cams = tuple(
@@ -54,22 +53,23 @@ class SeedsPlan:
 
 
 def plan_seeds(config: Config) -> SeedsPlan:
-    """Raises ShardError without image shards, CheckpointError where a classifier is not there or does not verify."""
+    """Raises ShardError without image shards, CheckpointError where a classifier is not there or does not verify, and
+    ConfigError where they were made with other parameters."""
     images, classifiers = load_index(images_dir(config, "train"), "images"), classifier_folders(config)
-    seeds = _seed_parameters(config, images, classifiers)
+    check_images(config, images)
+    for p in config.classify.dropouts:
+        check_classifier(config, p)
+    digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
+    weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
+    seeds = seed_parameters(config, images, weights)
     voters, names = config.voting_seeds(), config.seed_names()
-    vote = {
-        "vote_on": voters,
-        "threshold": config.vote_threshold(),
-        "inputs": {"seeds": fingerprint(seeds)},
-    }
     return SeedsPlan(
         config,
         images,
         classifiers,
         VoteTask(tuple(names.index(name) for name in voters), tuple(voters), config.vote_threshold()),
         ShardStage("seeds", "seeds", seeds_dir(config), seeds),
-        ShardStage("vote", "pseudo", pseudo_dir(config), vote),
+        ShardStage("vote", "pseudo", pseudo_dir(config), vote_parameters(config, seeds)),
     )
 
 
@@ -85,18 +85,3 @@ def classifier_folders(config: Config) -> list[Path]:
             )
         folders.append(verified_checkpoint(folder))
     return folders
-
-
-def _section(config: Config) -> SeedsSection:
-    """The `seeds` section with the stride that its null means."""
-    return config.seeds.model_copy(update={"output_stride": config.cam_stride()})
-
-
-def _seed_parameters(config: Config, images: ShardIndex, classifiers: list[Path]) -> dict[str, Any]:
-    """What the fingerprint of the seed shards covers; known whether or not these were kept."""
-    section = {k: v for k, v in _section(config).parameters().items() if k not in ("vote_on", "threshold")}
-    digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
-    weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
-    inputs = {"images": images.fingerprint, "classifiers": weights}
-    # the list too: `weights` is written in the order of its keys, but s0.png, s1.png, ... follow the list
-    return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}

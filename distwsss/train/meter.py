@@ -12,6 +12,8 @@ from torch import Tensor
 from distwsss.train.engine.accelerate import all_sum
 from distwsss.train.terms import Parts
 
+FIRST = "first_loss"  # of an attempt's first step alone
+
 
 @dataclass
 class Meter:
@@ -33,13 +35,15 @@ class Meter:
             self.add(f"{name}.count", count)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """loss, grad_norm, and of each part its mean and, `set_*` aside, its share of the counted pixels; a
-        collective."""
+        """loss, grad_norm, `FIRST` if it was added, and of each part its mean and, `set_*` aside, its share of the
+        counted pixels; a collective."""
         names = sorted(self.sums)
         values = torch.tensor([*(float(self.sums[name]) for name in names), self.images], dtype=torch.float64)
         *sums, images = all_sum(accelerator, values).tolist()
         total = dict(zip(names, sums, strict=True))
         found = {"loss": total.pop("loss") / self.steps}
+        if FIRST in total:
+            found[FIRST] = total.pop(FIRST)
         if "grad_norm" in total:
             found["grad_norm"] = total.pop("grad_norm") / self.steps / accelerator.num_processes
         pixels = sum(value for name, value in total.items() if _counts_pixels(name) and name.endswith(".count"))

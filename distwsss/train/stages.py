@@ -29,22 +29,31 @@ from distwsss.runtime.layout import (
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
 from distwsss.runtime.run_folder import config_text
+from distwsss.train.earlier import start_classifier
 from distwsss.train.loop import fit
+from distwsss.train.measure import measure, tell
 from distwsss.train.task import Task, classifier_task, segmenter_task
 
 ORPHAN_SECONDS = 120.0  # how long the workers of a killed driver may live on
 
 
-def classify(config: Config, resume: str = "auto") -> None:
+def classify(config: Config, resume: str = "auto", init_from: Path | None = None) -> None:
     """Train one classifier per dropout probability, into runs/NAME/classify/P: one after the other, or with
-    `hardware.executor: ray` as many at once as the cluster has GPUs (without any: CPUs)."""
+    `hardware.executor: ray` as many at once as the cluster has GPUs (without any: CPUs). Then say how good they are on
+    the photographs held out, and which tags they contradict.
+
+    `init_from`: a folder of earlier classifiers, P below it, each of which goes on from the one of its p there.
+    """
+    jobs = [ClassifierJob(config, dropout, resume, init_from) for dropout in config.classify.dropouts]
     if config.hardware.executor == "ray":
         if ranks.world_size() > 1:
             raise ConfigError("classify: found executor ray under torchrun; allowed: one of them")
-        _classify_on_ray(config, resume)
-        return
-    for dropout in config.classify.dropouts:
-        train_classifier(ClassifierJob(config, dropout, resume))
+        _classify_on_ray(config, jobs)
+    else:
+        for job in jobs:
+            train_classifier(job)
+    if ranks.rank() == 0:
+        tell(config)
 
 
 @dataclass(frozen=True)
@@ -54,30 +63,31 @@ class ClassifierJob:
     config: Config
     dropout: float
     resume: str
+    init_from: Path | None = None
 
 
 def train_classifier(job: ClassifierJob) -> None:
-    """Train one classifier in this process. A lock, held by rank 0, keeps out other runs that share the classifiers and
-    the worker of a driver that was killed a moment ago."""
+    """Train one classifier in this process and measure it. A lock, held by rank 0, keeps out other runs that share the
+    classifiers and the worker of a driver that was killed a moment ago."""
     folder = classifier_dir(job.config, job.dropout)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(training_lock(folder), timeout=ORPHAN_SECONDS) if ranks.rank() == 0 else nullcontext()
     try:
         with lock:
-            _run(classifier_task(job.config, job.dropout), job.config, folder, job.resume)
+            task = classifier_task(job.config, job.dropout)
+            start_classifier(task, folder, job.init_from and job.init_from / folder.name)
+            _run(task, job.config, folder, job.resume)
+            measure(job.config, job.dropout)
     except Timeout:
         raise RunError(f"{folder}: locked, another process trains this classifier; wait for it or end it") from None
 
 
-def _classify_on_ray(config: Config, resume: str) -> None:
+def _classify_on_ray(config: Config, jobs: list[ClassifierJob]) -> None:
     """Trains the classifiers on Ray's actors; a killed actor's classifier goes on from its last checkpoint."""
     if ray_pool.is_cluster():
         check_absolute_roots(config)
     section = config.hardware.ray.model_copy(update={"item_minutes": float("inf")})
-    chunks = [
-        ray_pool.Chunk(f"p = {dropout:.2f}", ClassifierJob(config, dropout, resume), label=f"classify[{dropout:.2f}]")
-        for dropout in config.classify.dropouts
-    ]
+    chunks = [ray_pool.Chunk(f"p = {job.dropout:.2f}", job, label=f"classify[{job.dropout:.2f}]") for job in jobs]
     with ray_pool.connect(section, max(1, config.hardware.workers)):
         ray_pool.check_visible([images_dir(config, "train") / INDEX])
         wanted = [ray_pool.Wanted(train_classifier, len(chunks), gpus=1.0, all_cpus=True)]

@@ -37,8 +37,9 @@ from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
 from distwsss.train.engine.accelerate import all_sum
 from distwsss.train.engine.watch import HangWatch
 from distwsss.train.engine.zero import whole_states, whole_weights
+from distwsss.train.growth import Growth
 from distwsss.train.heldout import held_out_miou
-from distwsss.train.meter import Meter
+from distwsss.train.meter import FIRST, Meter
 from distwsss.train.optim import lr_factor, set_lr
 from distwsss.train.task import Task
 
@@ -59,6 +60,10 @@ class Run:
     writer: CheckpointWriter
     watch: HangWatch
     meter: Meter = field(default_factory=Meter)
+    growth: Growth = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.growth = Growth(self.task.optim.growth, floor=max(1.0, sum(self.task.weights)))
 
     @property
     def checkpoints(self) -> Path:
@@ -103,6 +108,8 @@ def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal)
             _stop(run, step, agreed.may_save)
         set_lr(run.optimizer, section.lr * lr_factor(step, total, warmup, section))
         _train_step(run, step, batches, agreed.scales)
+        if step == start:
+            run.meter.add(FIRST, run.meter.sums["loss"])
         fault_point(f"after-step:{step + 1}:rank{run.accelerator.process_index}")
         if (step + 1) % section.log_every == 0 or step + 1 == total:
             line = _log_metrics(run, step + 1)
@@ -217,13 +224,29 @@ def _check_finite(run: Run, step: int, batches: list[Batch], finite: Tensor) -> 
 
 def _log_metrics(run: Run, step: int) -> str:
     """One line of metrics.jsonl: means over the steps since the last one, over all ranks."""
-    metrics, run.meter = run.meter.means(run.accelerator), Meter()
+    steps, metrics, run.meter = run.meter.steps, run.meter.means(run.accelerator), Meter()
+    if FIRST in metrics:
+        run.growth.first(step - steps + 1, metrics.pop(FIRST))
     lr = run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["multiplier"]
     if run.main():
         append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "lr": lr, **metrics})
     if run.hardware.trackers:
         run.accelerator.log({"lr": lr, "attempt": run.attempt, **metrics}, step=step)
+    if run.growth.grows(step, metrics["loss"], steps):
+        raise RunError(_growth_message(run, step))
     return f"loss {metrics['loss']:.4f}, lr {lr:.2e}, {metrics['images_per_second']:.1f} images/s"
+
+
+def _growth_message(run: Run, step: int) -> str:
+    """The loss is a mean over all ranks, so that each raises it."""
+    section, growth, key = run.task.optim, run.growth, f"{run.task.name.split()[0]}.optim"
+    return (
+        f"{run.task.name}: the loss grows: {growth.smoothed:.3g} (smoothed) at step {step}, {growth.best:.3g} at its "
+        f"best, step {growth.best_step}. Lower `{key}.lr` (found {section.lr:g}; the new layers learn "
+        f"{section.head_multiplier:g} times as fast, `{key}.head_multiplier`), or set `{key}.warmup` (found "
+        f"{section.warmup}) or `{key}.clip_grad` (found {section.clip_grad}); `{key}.growth: null` lets it go on. "
+        f"The last checkpoint is untouched"
+    )
 
 
 def _save(run: Run, step: int) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config import Config
-from distwsss.config.stages import TrainSection
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.made_with import check_images, check_seeds, check_vote, classifier_section
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import Selection, ShardIndex, load_index
 from distwsss.data.shards.verify import verified
@@ -28,7 +28,9 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.models.weights.network import weights_origin, weights_read
 from distwsss.runtime.layout import images_dir, pseudo_dir, seeds_dir
+from distwsss.runtime.progress import log
 from distwsss.runtime.seeding import derive_seed
+from distwsss.train.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.train.terms import Parts, segmenter_terms
 
 
@@ -53,13 +55,16 @@ class Task:
 
 
 def classifier_task(config: Config, dropout: float) -> Task:
-    """Classifier of dropout probability `dropout`, Eq. 1, on all train images. Raises ShardError for damaged shards."""
+    """Classifier of dropout probability `dropout`, Eq. 1, on the train images not held out. Raises ShardError for
+    damaged shards, ConfigError for those of other data."""
     section, index = config.classify, verified(load_index(images_dir(config, "train"), "images"))
+    check_images(config, index)
+    kept_out = classifier_held_out_keys(index, section.holdout)
     torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
     model = Classifier(section.backbone, index.classes, dropout, section.dropout_layer)
     parameters = {
         "seed": config.seed,
-        "classify": {**section.parameters(), "dropouts": None},  # each p is a run of its own
+        "classify": classifier_section(config),
         "dropout": dropout,
         "inputs": {"images": index.fingerprint, **weights_read(section.backbone)},
     }
@@ -67,7 +72,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
         name=f"classify {dropout:.2f}",
         model=model,
         samples=ClassifierSamples(index, section.augment, model.mean, model.std, config.seed),
-        selection=index.all(),
+        selection=index.select(lambda key: key not in kept_out),
         optim=section.optim,
         augment=section.augment,
         parameters=parameters,
@@ -89,9 +94,12 @@ def segmenter_task(config: Config) -> Task:
     where `truth` lacks masks.
     """
     section, images = config.train, load_index(images_dir(config, "train"), "images")
+    check_images(config, images)
     photos, seeds, inputs = _labelled(config, images)
-    kept_out = held_out_keys(photos, section.holdout)
-    selection, held_out = photos.select(lambda key: key not in kept_out), _held_out_images(images, section)
+    holdout = _holdout(config, images)
+    kept_out = held_out_keys(photos, holdout)
+    selection = photos.select(lambda key: key not in kept_out)
+    held_out = images.select(kept_out.__contains__) if kept_out and section.evaluate_every else None
     if section.labels == "truth":
         _check_truth(images, selection)
     inputs |= weights_read(section.backbone, section.weights)
@@ -108,7 +116,8 @@ def segmenter_task(config: Config) -> Task:
         selection=selection,
         optim=section.optim,
         augment=section.augment,
-        parameters={"seed": config.seed, "train": section.parameters(), "inputs": inputs},
+        # what was held out, not what was asked for: masks that came or went make it another run
+        parameters={"seed": config.seed, "train": {**section.parameters(), "holdout": holdout}, "inputs": inputs},
         counts=terms.counts,
         sums=terms.sums,
         weights=terms.weights,
@@ -127,11 +136,13 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
     if section.labels.startswith("seed:"):
         seeds = load_index(seeds_dir(config), "seeds")
         images.check_same_images(seeds)
+        check_seeds(config, images, seeds.parameters, f"the seeds ({seeds.folder})")
         if section.labels.removeprefix("seed:") not in seeds.extra["seeds"]:
             allowed = ", ".join(f"seed:{name}" for name in seeds.extra["seeds"])
             raise ConfigError(f"train.labels: found {section.labels}, not in {seeds.folder}; allowed: {allowed}")
         return images, seeds, {"seeds": seeds.fingerprint}
     pseudo = load_index(pseudo_dir(config), "pseudo")
+    check_vote(config, images, pseudo)
     voters = len(pseudo.extra["seeds"])
     if section.vote_threshold is not None and section.vote_threshold > voters:
         raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{voters}, as many vote")
@@ -147,13 +158,15 @@ def _check_truth(images: ShardIndex, selection: Selection) -> None:
         raise DataError(report_problems(f"{what}; add masks and prepare anew, or use train.labels: vote", missing))
 
 
-def held_out_keys(index: ShardIndex, share: float) -> set[str]:
-    """The `share` of the images kept out of segmenter training: by a hash of the key, the same in every run."""
-    keys = sorted(index.all().keys(), key=lambda key: derive_seed("holdout", key))
-    return set(keys[: round(share * len(keys))])
-
-
-def _held_out_images(index: ShardIndex, section: TrainSection) -> Selection | None:
-    kept_out = held_out_keys(index, section.holdout)
-    held_out = index.select(lambda key: key in kept_out)
-    return held_out if len(held_out) and len(index.with_truth()) and section.evaluate_every else None
+def _holdout(config: Config, images: ShardIndex) -> float:
+    """`train.holdout`; 0 without masks, where what is kept out could not be scored. Raises ConfigError where BEST, the
+    best of these scores, is to be evaluated."""
+    if len(images.with_truth()) or not config.train.holdout:
+        return config.train.holdout
+    if config.evaluate.checkpoint == "BEST":
+        raise ConfigError(
+            f"evaluate.checkpoint: found 'BEST', but there is no mask in {images.folder}, so that there will be none; "
+            "allowed: LAST, or give masks and prepare anew"
+        )
+    log.info(f"train: no masks, so nothing is held out (train.holdout {config.train.holdout:g} is not used)")
+    return 0.0

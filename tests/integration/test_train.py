@@ -25,9 +25,10 @@ from distwsss.runtime.artifacts import manifest_problems, read_pointer
 from distwsss.runtime.layout import pseudo_dir, run_dir
 from distwsss.train import checkpoint, stages, steps
 from distwsss.train.checkpoint import finished_folders, newest_checkpoint, write_checkpoint
+from distwsss.train.holdout import held_out_keys
 from distwsss.train.loop import fit
 from distwsss.train.stages import classify, train
-from distwsss.train.task import Task, classifier_task, held_out_keys, segmenter_task
+from distwsss.train.task import Task, classifier_task, segmenter_task
 from helpers.small import flip_a_bit, make_config, weights, write_pseudo
 
 

@@ -57,7 +57,8 @@ def read_fields(index: ShardIndex, shard: int, position: int, fields: Sequence[s
     path, members = index.folder / record.name, record.members[position]
     places = {field: members[field] for field in fields if field in members}
     if not isinstance(path, Remote):
-        found = _read_places(_open(str(path), record.bytes, record.sha256).descriptor, places)
+        handle = _open(str(path), record.bytes, record.sha256)  # held: another thread's may have taken its place
+        found = _read_places(handle.descriptor, places)
     elif path.scratch is None:
         found = _read_ranges(path, places)
     else:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ import pytest
 from PIL import Image
 
 from distwsss.config.schema import Config
+from distwsss.data.doubtful import Doubt, read_doubts, write_doubts
+from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import ShardIndex, load_index
-from distwsss.errors import CheckpointError, ShardError
+from distwsss.errors import CheckpointError, ConfigError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.stats import seed_quality
 from distwsss.report import pictures
 from distwsss.report.gallery import choose
 from distwsss.report.html import write_report
 from distwsss.report.plots import line_plot, series
-from distwsss.runtime.artifacts import to_json
-from distwsss.runtime.layout import images_dir, run_dir
+from distwsss.runtime.artifacts import to_json, write_json
+from distwsss.runtime.layout import doubtful_tags_file, images_dir, run_dir
 from distwsss.runtime.metrics import read_metrics
 from helpers.small import (
     CLASSES,
@@ -96,6 +99,21 @@ def write_curves(config: Config) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "lo')
 
 
+def write_measured(config: Config) -> None:
+    """What `classify` says of two classifiers: 11.1 and 22.2 on the first class, the second unknown; two doubtful
+    tags."""
+    index = load_index(images_dir(config, "train"))
+    for p, value in ((0.1, 0.111), (0.3, 0.222)):
+        classes = {name: {"average_precision": None, "positives": 0} for name in index.classes[1:]}
+        classes[index.classes[1]] = {"average_precision": value, "positives": 7}
+        record = {"photographs": 9, "mean": value, "classes": classes, "ids": []}
+        write_json(run_dir(config) / f"classify/{p:.2f}/average_precision.json", record)
+    ids = list(map(name_from_key, index.all().keys()))
+    doubts = [Doubt(ids[0], index.classes[1], True, 0.04, True, index.fingerprint)]
+    doubts.append(Doubt(ids[1], index.classes[2], False, 0.93, False, index.fingerprint))
+    write_doubts(doubtful_tags_file(config), doubts)
+
+
 def whole_run(folder: Path, classes: list[str] = CLASSES, names: list[str] | None = None) -> Config:
     config = settings(folder, evaluate={"crf": None})
     write_images(config, "train", 3, classes, names=names)
@@ -103,6 +121,7 @@ def whole_run(folder: Path, classes: list[str] = CLASSES, names: list[str] | Non
     write_labels(config)
     write_segmenter(config, classes)
     write_curves(config)
+    write_measured(config)
     assert seed_quality(config) is not None
     assert evaluate(config) is not None
     (run_dir(config) / "command.txt").write_text("distwsss run --config x.yaml\n")
@@ -137,7 +156,43 @@ def test_every_photograph_is_shown_with_its_maps(whole: tuple[Config, str]) -> N
     reader = Reader(whole[1])
     for title in ("seed 0.10-1.00", "seed 0.30-1.00", "votes", "clean (t = 2) / noisy", "pseudo-label"):
         assert reader.said.count(title) == 2, title  # two train photographs
-    assert reader.tags.count("figure") == 2 * 8 + 1 * 3  # photo, 2 seeds, label, votes, clean, prediction, truth; val
+    # photo, 2 seeds, label, votes, clean, prediction, truth; val; doubtful tags
+    assert reader.tags.count("figure") == 2 * 8 + 1 * 3 + 2
+
+
+def test_average_precision_of_each_classifier_is_shown(whole: tuple[Config, str]) -> None:
+    said = Reader(whole[1]).said
+    start = said.index("average precision (%)")
+    assert [text for text in said[start:] if text.strip()][:12] == [
+        *("average precision (%)", "p = 0.10", "p = 0.30", "photographs", "cat", "11.1", "22.2", "7"),
+        *("dog", "-", "-", "0"),
+    ]
+
+
+def test_doubtful_tags_are_shown_with_their_pictures(whole: tuple[Config, str]) -> None:
+    said = Reader(whole[1]).said
+    first = said.index("train-0: tagged cat, score 0.04 (held out)")
+    assert said.index("train-1: not tagged dog, score 0.93") > first
+
+
+def test_doubts_about_tags_that_have_changed_are_not_shown(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    write_images(config, "train", 3)
+    write_measured(config)
+    doubts = [replace(doubt, images="others") for doubt in read_doubts(doubtful_tags_file(config), fingerprint(config))]
+    assert len(doubts) == 2
+    write_doubts(doubtful_tags_file(config), doubts)
+    assert "score 0." not in Reader(write_report(config).read_text(encoding="utf-8")).text()
+
+
+def fingerprint(config: Config) -> str:
+    return load_index(images_dir(config, "train")).fingerprint
+
+
+def test_results_of_another_configuration_are_refused(whole: tuple[Config, str]) -> None:
+    other = whole[0].model_copy(update={"data": whole[0].data.model_copy(update={"allow_empty": True})})
+    with pytest.raises(ConfigError, match=r"data\.allow_empty: was False, now True"):
+        write_report(other)
 
 
 def test_nothing_on_the_page_is_random(whole: tuple[Config, str]) -> None:

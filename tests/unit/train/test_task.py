@@ -9,7 +9,8 @@ import pytest
 from distwsss.config import Config
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
-from distwsss.errors import DataError, ShardError
+from distwsss.errors import ConfigError, DataError, ShardError
+from distwsss.runtime.artifacts import check_same
 from distwsss.runtime.layout import images_dir, pseudo_dir
 from distwsss.train.task import classifier_task, segmenter_task
 from helpers.small import Samples, flip_a_bit, make_config, write_images, write_pseudo, write_shards
@@ -97,3 +98,24 @@ def test_no_segmenter_is_trained_on_damaged_pseudo_labels(tmp_path: Path) -> Non
     flip_a_bit(pseudo_dir(config) / "pseudo-00000.tar")
     with pytest.raises(ShardError, match=r"pseudo-00000\.tar: sha256 differs"):
         segmenter_task(config)
+
+
+def test_without_masks_nothing_is_held_out_and_the_run_is_another(tmp_path: Path) -> None:
+    config = made(tmp_path, holdout=0.5, evaluate_every="50%")
+    before = segmenter_task(config)
+    assert before.parameters["train"]["holdout"] == 0.5
+    drop_truth(config, {f"p%2E{number}" for number in range(4)}, None)
+    task = segmenter_task(config)
+    assert len(before.selection) == 2
+    assert len(task.selection) == 4
+    assert task.held_out is None
+    with pytest.raises(ConfigError, match=r"train\.holdout: was 0\.5, now 0\.0"):
+        check_same(before.parameters, task.parameters, "train")
+
+
+def test_without_masks_there_will_be_no_best(tmp_path: Path) -> None:
+    config = made(tmp_path, holdout=0.5, evaluate_every="50%")
+    drop_truth(config, {f"p%2E{number}" for number in range(4)}, None)
+    best = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"checkpoint": "BEST"})})
+    with pytest.raises(ConfigError, match=r"evaluate\.checkpoint: found 'BEST', but there is no mask"):
+        segmenter_task(best)

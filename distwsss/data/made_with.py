@@ -1,0 +1,88 @@
+"""Whether shards and networks on the disk are those that the configuration would make: a stage that is called alone
+refuses to mix as `run` does. Called by the stages before they read what another one wrote.
+
+Every check raises ConfigError naming each key that differs, with what it was and is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distwsss.config import Config
+from distwsss.data.prepare import data_parameters
+from distwsss.data.shards.index import ShardIndex
+from distwsss.models.export import TRAINER
+from distwsss.runtime.artifacts import check_same, fingerprint, read_json
+from distwsss.runtime.layout import classifier_dir, done_file
+
+
+def _compare(found: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
+    """`check_same` of those entries of `wanted` that were recorded."""
+    names = [name for name in wanted if name in found]
+    check_same({name: found[name] for name in names}, {name: wanted[name] for name in names}, what)
+
+
+def check_images(config: Config, images: ShardIndex) -> None:
+    """Image shards against `data` and `prepare`."""
+    wanted = {"data": data_parameters(config), "prepare": config.prepare.parameters()}
+    _compare(images.parameters, wanted, f"prepare ({images.folder})")
+
+
+def check_classifier(config: Config, dropout: float) -> None:
+    """A finished classifier against `classify`."""
+    folder = classifier_dir(config, dropout)
+    wanted = {"seed": config.seed, "classify": classifier_section(config), "dropout": dropout}
+    _compare(_record(done_file(folder)).get("parameters", {}), wanted, f"classify {dropout:.2f} ({folder})")
+
+
+def classifier_section(config: Config) -> dict[str, Any]:
+    """What of `classify` each classifier depends on: each p is a run of its own."""
+    return {**config.classify.parameters(), "dropouts": None}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def seed_parameters(config: Config, images: ShardIndex, classifiers: dict[str, Any]) -> dict[str, Any]:
+    """What the fingerprint of the seed shards covers. `classifiers`: sha256 of the weights for each p, as 0.05."""
+    section = {k: v for k, v in config.resolved_seeds().parameters().items() if k not in ("vote_on", "threshold")}
+    inputs = {"images": images.fingerprint, "classifiers": classifiers}
+    # the list too: `classifiers` is written in the order of its keys, but s0.png, s1.png, ... follow the list
+    return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
+
+
+def vote_parameters(config: Config, seeds: dict[str, Any]) -> dict[str, Any]:
+    """What the fingerprint of the pseudo-label shards covers, of seeds with the parameters `seeds`."""
+    return {
+        "vote_on": config.voting_seeds(),
+        "threshold": config.vote_threshold(),
+        "inputs": {"seeds": fingerprint(seeds)},
+    }
+
+
+def check_seeds(config: Config, images: ShardIndex, found: dict[str, Any], what: str) -> None:
+    """Parameters of seeds against `seeds`, the images and the classifiers, of which those that are gone are taken as
+    the seeds' own."""
+    known = found.get("inputs", {}).get("classifiers", {})
+    names = {f"{p:.2f}": _record(done_file(classifier_dir(config, p))).get("sha256") for p in config.classify.dropouts}
+    digests = {name: digest or known.get(name) for name, digest in names.items()}
+    _compare(found, seed_parameters(config, images, digests), what)
+
+
+def check_vote(config: Config, images: ShardIndex, pseudo: ShardIndex) -> None:
+    """Pseudo-label shards against `seeds` and what their seeds were made of (not known of those from before it was
+    kept)."""
+    what, made_of = f"the vote ({pseudo.folder})", pseudo.extra.get("seed_parameters", {})
+    check_seeds(config, images, made_of, what)
+    wanted = vote_parameters(config, made_of)
+    _compare(pseudo.parameters, wanted if made_of else {**wanted, "inputs": pseudo.parameters.get("inputs")}, what)
+
+
+def check_segmenter(config: Config, checkpoint: Path) -> None:
+    """A checkpoint of the run's segmenter against `train`; what was held out follows from the masks, not from it."""
+    found = _record(checkpoint / TRAINER).get("parameters", {})
+    found = {**found, "train": {**found.get("train", {}), "holdout": None}} if found else {}
+    wanted = {"seed": config.seed, "train": {**config.train.parameters(), "holdout": None}}
+    _compare(found, wanted, f"train ({checkpoint})")
