@@ -11,7 +11,6 @@ from distwsss.config.networks import BackboneSection, Mask2FormerSection
 from distwsss.config.section import LATER, NEUTRAL, Allowed, Duration, Positive, Probability, Section
 from distwsss.config.training import AugmentSection, OptimSection
 
-
 # what `classify` and `train` learn by where nothing else is said: some dozen photographs on a CPU, and more
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1.0, "weight_decay": 0.01}
 
@@ -68,7 +67,7 @@ class SeedsSection(Section):
     )
     alpha: Positive = Field(
         1.0,
-        description="background's map is (1 - the highest CAM) ** alpha; few classes or photographs want less (docs/new.md)",
+        description="background's map is (1 - the highest CAM) ** alpha; the fewer classes or photographs, the less",
     )
     normalise: Literal["softmax", "sum"] = Field(
         "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"

@@ -18,8 +18,8 @@ from distwsss.config.load import check_config
 from distwsss.data.sources.listing import IMAGE_SUFFIXES
 from distwsss.errors import ConfigError, DataError
 from distwsss.planning.facts import DataFacts, MachineFacts, read_data, read_machine
-from distwsss.planning.rules import Choice, Facts, choose
 from distwsss.planning.plan import about
+from distwsss.planning.rules import Choice, Facts, choose
 from distwsss.planning.times import stage_times
 from distwsss.runtime.artifacts import write_bytes
 

@@ -84,7 +84,7 @@ ROWS: tuple[Row, ...] = (
         (2000, "local", "local processes are enough for so few photographs"),
         (inf, "auto", "Ray where it is installed: actors that die are replaced"),
     )),
-    _always("hardware.mixed_precision", "bf16", "half the memory of activations; weights and losses stay float32", "gpu"),
+    _always("hardware.mixed_precision", "bf16", "half the memory; weights and losses stay float32", "gpu"),
     Row("prepare.shard_size", "any", "photographs_per_core", (
         (64, 8, "several shards for each process, although there are few photographs"),
         (inf, 64, "about 5 MB a shard"),

@@ -1,4 +1,4 @@
-"""The rules of `distwsss new`: every row on either side of each of its limits, the recipes they add up to, the table."""
+"""The rules of `distwsss new`: every row on either side of its limits, the recipes they add up to, the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from distwsss.planning.rules import ROWS, Choice, Facts, Row, choose, rules_tabl
 from helpers.paths import REPOSITORY
 
 DATA = DataFacts(
-    photographs=40, scored=0, masks=0, longest=4000, pixels=12_000_000, most_pixels=12_000_000, classes={"a": 20, "b": 20}
+    photographs=40,
+    scored=0,
+    masks=0,
+    longest=4000,
+    pixels=12_000_000,
+    most_pixels=12_000_000,
+    classes={"a": 20, "b": 20},
 )
 LAPTOP = MachineFacts(cores=2, memory=8.0)
 WORKSTATION = MachineFacts(cores=16, memory=64.0, gpus=1, gpu_memory=24.0, gpu="RTX 3090")
