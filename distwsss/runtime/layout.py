@@ -5,7 +5,7 @@
       classify/P/ (`paths.classifiers`), train/
                                       config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
-      seeds/                          quality.json quarantine.jsonl ray.json
+      seeds/                          quality.json labels.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
     shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/
@@ -121,6 +121,11 @@ def nccl_prefix(training: Path) -> str:
 def quality_file(config: Config) -> Path:
     """How good seeds and vote are, by the train masks."""
     return run_dir(config) / "seeds" / "quality.json"
+
+
+def labels_file(config: Config) -> Path:
+    """Which tagged classes got no pixel in the pseudo-labels."""
+    return run_dir(config) / "seeds" / "labels.json"
 
 
 def ray_file(config: Config) -> Path:

@@ -26,6 +26,7 @@ from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import remove_tree
 from distwsss.seeds.chunk import SeedResult, SeedTask, vote_shard, whole_shard
+from distwsss.seeds.labels import check_labels
 from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.plan import SeedsPlan, plan_seeds
 from distwsss.seeds.progress import SeedProgress
@@ -34,7 +35,10 @@ _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 
 
 def run_seeds(config: Config, on_bad: str = "fail") -> None:
-    """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards."""
+    """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards.
+
+    Raises RunError where the pseudo-labels hold no foreground at all, also those of an earlier run.
+    """
     check_roots(config)
     plan = plan_seeds(config)
     pseudo_done = (pseudo_dir(config) / INDEX).is_file()
@@ -43,6 +47,7 @@ def run_seeds(config: Config, on_bad: str = "fail") -> None:
     vote_seeds(plan)
     if not config.seeds.keep_maps:
         remove_tree(seeds_dir(config))
+    check_labels(config)
 
 
 def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
