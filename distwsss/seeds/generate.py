@@ -71,7 +71,7 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
     if len(todo) < len(known):
         log.info(f"seeds: {len(known) - len(todo)} of {len(known)} shards are there already")
     tasks = [plan.chunk(shard, on_bad == "quarantine") for shard in todo]
-    progress = SeedProgress(images.counts, todo, len(names))
+    progress = SeedProgress(images.counts, todo, len(names), _processes(plan.config, len(todo)))
     with closing(_work(plan.config, tasks, progress)) as work:  # a full disk here ends the workers at once
         for task, result in work:
             seeds.publish(task.shard, result.seeds, devices=result.devices, bad=result.bad)
@@ -104,7 +104,12 @@ def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> _Wor
     if tasks and use_ray(config.hardware):
         yield from work_on_ray(config, tasks, progress)
     else:
-        yield from spread(whole_shard, tasks, config.hardware.workers)
+        yield from spread(whole_shard, tasks, config.hardware.workers, progress.heard)
+
+
+def _processes(config: Config, shards: int) -> int:
+    """How many local processes work at once."""
+    return max(1, min(config.hardware.workers, shards))
 
 
 def vote_seeds(plan: SeedsPlan) -> None:
