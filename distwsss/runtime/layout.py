@@ -1,6 +1,6 @@
 """Where a run's files and shards lie: the only place that knows. Called by every stage.
 
-    runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json lock
+    runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json times.json lock
       prepare/                        source.json, and quarantine.jsonl: images left out
       classify/P/ (`paths.classifiers`), train/
                                       config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
@@ -38,6 +38,11 @@ def describing_files(config: Config) -> dict[str, Path]:
     """What describes a run, by what it is: configuration, command, environment, exit, lock."""
     names = {"configuration": "config.yaml", "command": "command.txt", "environment": "env.json", "exit": "exit.json"}
     return {what: run_dir(config) / name for what, name in {**names, "lock": "lock"}.items()}
+
+
+def times_file(config: Config) -> Path:
+    """How long the finished stages took."""
+    return run_dir(config) / "times.json"
 
 
 def source_file(config: Config) -> Path:

@@ -65,8 +65,8 @@ def _heard(work: Callable[[Task], Result], task: Task, hear: Hear | None) -> Res
 
 @contextmanager
 def spawn_pool(workers: int, told: Any = None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` processes that end when this one does, however it ends, and when the block raises. `told`: the
-    queue of what their work tells."""
+    """A pool of `workers` processes that end when this one does, however it ends, and when the block raises.
+    `told`: the queue of what their work tells."""
     # spawn: a fork of a process whose OpenMP threads run can hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (told,))
     try:

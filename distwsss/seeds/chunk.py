@@ -159,6 +159,7 @@ def cam_shard(task: CamTask) -> CamResult:
         for rest in waiting.values():
             found |= _batch_cams(rest, task, device)
             pace.tell(len(found))
+        pace.tell(len(found))
     return CamResult([found[key] for key in index.shards[task.shard].keys], device)
 
 

@@ -90,16 +90,16 @@ def _say(record: dict[str, Any]) -> None:
     mostly = [name for name, n, m in missing if 2 * n > m]
     if mostly:
         log.warning(
-            f"pseudo-labels: {', '.join(mostly)}: no pixel in more than half of the photographs tagged with it, so that "
-            "the segmenter will hardly learn it; are its tags right, and are there enough photographs of it?"
+            f"pseudo-labels: {', '.join(mostly)}: no pixel in more than half of the photographs tagged with it, so "
+            "that the segmenter will hardly learn it; are its tags right, and are there enough photographs of it?"
         )
 
 
 def _no_foreground(config: Config, images: int) -> str:
     seeds, metrics = config.seeds, metrics_file(classifier_dir(config, config.classify.dropouts[0]))
     return (
-        f"pseudo-labels: none of {images} tagged photographs has a pixel of any class, all is background; nothing after "
-        "`seeds` was run. Look at\n"
+        f"pseudo-labels: none of {images} tagged photographs has a pixel of any class, all is background; nothing "
+        "after `seeds` was run. Look at\n"
         f"  the classifiers: did the loss fall ({metrics}), is their average precision above chance? If not, mend "
         "`classify` (a lower classify.optim.lr, more steps, pretrained weights)\n"
         f"  seeds.alpha: found {seeds.alpha:g}; a higher one leaves less to the background\n"

@@ -1,4 +1,4 @@
-"""`seeds.labels`: which tagged classes got no pixel, by made-up pseudo-labels; a set without foreground ends the run."""
+"""`seeds.labels`: which tagged classes got no pixel, by made-up pseudo-labels; without foreground the run ends."""
 
 from __future__ import annotations
 
