@@ -132,6 +132,7 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
         raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
     chosen = [name for name in STAGES if stages is None or name in stages]
     plan = _checked_plan(config, chosen)
+    log.info("\n".join(plan.lines()))
     for name in chosen:
         log.info(f"== {name}")
         with plan.stage(name):
@@ -139,15 +140,13 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
 
 
 def _checked_plan(config: Config, stages: list[str]) -> Plan:
-    """What there is to do and how long it takes, said, after a look at what it needs. Raises ConfigError for that."""
+    """What there is to do and how long it takes, after a look at what it needs. Raises ConfigError for what misses."""
     from distwsss.planning.checks import check_run
     from distwsss.planning.plan import known_facts, make_plan, not_complete
 
     data = known_facts(config)
     check_run(config, not_complete(config, stages), data)
-    plan = make_plan(config, stages, data)
-    log.info("\n".join(plan.lines()))
-    return plan
+    return make_plan(config, stages, data)
 
 
 def validate_data(config: Config) -> None:
