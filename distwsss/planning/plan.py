@@ -32,6 +32,7 @@ from distwsss.runtime.layout import (
     times_file,
 )
 from distwsss.runtime.progress import log
+from distwsss.runtime.storage import Folder
 
 # stages whose measured time says how fast the machine is at the others of the kind
 KINDS = {"classify": "network", "train": "network", "seeds": "crf", "evaluate": "crf"}
@@ -53,9 +54,9 @@ def complete_stages(config: Config) -> dict[str, bool]:
 
 def _begun_stages(config: Config) -> set[str]:
     """Those of which an earlier attempt left a part: their time says nothing about the others'."""
-    folders = {
+    folders: dict[str, list[Folder]] = {
         "prepare": [images_dir(config, "train")],
-        "classify": [classifier_dir(config, p) for p in config.classify.dropouts],
+        "classify": [*(classifier_dir(config, p) for p in config.classify.dropouts)],
         "seeds": [seeds_dir(config), pseudo_dir(config)],
         "train": [segmenter_dir(config)],
     }

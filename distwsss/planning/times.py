@@ -15,7 +15,7 @@ from distwsss.config.section import duration_to_steps
 from distwsss.config.stages import TrainSection
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.planning.facts import DataFacts, MachineFacts
-from distwsss.seeds.progress import CRF_SECONDS
+from distwsss.seeds.progress import crf_seconds
 from distwsss.train.estimate.cards import CARDS, computes_in
 
 # --- what was measured, and on what ---
@@ -41,7 +41,7 @@ USED = 0.25  # share of a card's peak rate that such networks reach: assumed, no
 UNKNOWN_CARD = 20_000.0  # GFLOP/s at its peak of a card that is in no table
 TRAIN_FACTOR = 3.0  # a backward costs two forwards
 MORE_CORES = 0.85  # of a core's work, that each further one adds to a network's
-DECODE, ENCODE = 0.02, 0.05  # CPU seconds per megapixel of a JPEG (decode; encode and shrink)
+DECODE, ENCODE = 0.01, 0.05  # CPU seconds per megapixel of a JPEG (decode; encode and shrink)
 AUGMENT = 0.08  # CPU seconds per megapixel of crop: decode, scale, colours
 EVALUATE = 1.0  # CPU seconds per megapixel and way (single, multi): upsampling to full size, argmax, matrices
 COMPARE = 0.05  # CPU seconds per megapixel and seed of `stats`
@@ -137,7 +137,7 @@ def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     # 2: the flip; a CAM worker has `threads` threads
     forward = forward_seconds(config, machine, config.classify.backbone, section.output_stride)
     cams = 2 * base * views * len(config.classify.dropouts) * forward
-    crf = megapixels * seeds * CRF_SECONDS * max(1.0, data.tags_each) / 1.5
+    crf = crf_seconds(megapixels, seeds, data.tags_each) * config.seeds.crf.iterations / 10
     processes = _processes(config, machine, shards)
     if _rate(config, machine) is None:
         return data.photographs * (cams + crf) / processes
@@ -159,7 +159,8 @@ def _evaluate(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     views = 1 + 2 * sum(scale**2 for scale in section.scales)
     forward = forward_seconds(config, machine, config.train.backbone) * views
     forward /= 1.0 if _rate(config, machine) is not None else cores_worth(machine.cores)
-    crf = 2 * CRF_SECONDS * 2 / _processes(config, machine, data.scored or 1) if section.crf else 0.0
+    # two of them, over the few classes that have any probability
+    crf = 2 * crf_seconds(1.0, 1, 4.0) / _processes(config, machine, data.scored or 1) if section.crf else 0.0
     return data.scored * megapixels * (forward + 2 * EVALUATE / cores_worth(machine.cores) + crf)
 
 

@@ -63,7 +63,7 @@ def test_more_steps_seeds_and_scales_take_longer() -> None:
     many = settings(train={"optim": {"duration": "20000 steps"}})
     low, high = stage_times(few, DATA, CPU), stage_times(many, DATA, CPU)
     assert high["classify"] > 3 * low["classify"]
-    assert high["seeds"] > 5 * low["seeds"]
+    assert high["seeds"] > 3 * low["seeds"]
     assert high["train"] > 50 * low["train"]
 
 

@@ -46,7 +46,6 @@ def test_before_the_first_crf_its_time_goes_by_pixels() -> None:
     small, large = (SeedProgress([10], [0], 4) for _ in range(2))
     small.heard({"cam": 4, "cam_seconds": 4.0, "pixels": 1e6})
     large.heard({"cam": 4, "cam_seconds": 4.0, "pixels": 48e6})
-    assert "4:" not in small.line()
     seconds = [[int(part) for part in re.search(r"(\d+):(\d+) left", s.line()).groups()] for s in (small, large)]
     assert seconds[1] > seconds[0]
 
