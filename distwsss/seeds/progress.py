@@ -10,8 +10,8 @@ from distwsss.runtime.memory import peak_memory
 from distwsss.runtime.progress import duration, log, step_bar
 
 EVERY = 20.0  # seconds between lines where there is no terminal
-# CPU seconds of one core per megapixel, at 10 iterations (500 x 375 pixels, 1 and 4 seeds): the lattice of an image, and
-# each class of each seed with its PNG
+# CPU seconds of one core per megapixel, at 10 iterations (500 x 375 pixels, 1 and 4 seeds): the lattice of an image,
+# and each class of each seed with its PNG
 CRF_LATTICE, CRF_CLASS = 1.2, 0.07
 
 
