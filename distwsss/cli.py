@@ -111,6 +111,11 @@ def _show_config(config: Config | None, given: Arguments) -> None:
         raise ConfigError("config validate: found --describe; allowed: config show --describe")
     elif config is None:
         raise ConfigError(f"config {given.action}: found no --config; give --config FILE")
+    elif given.data and given.action == "show":
+        raise ConfigError("config show: found --data; allowed: config validate --data")
+    elif given.data:
+        pipeline.validate_data(config)
+        say(f"{given.config}: valid, and what it needs is there")
     else:
         say(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
@@ -236,6 +241,11 @@ VERBS: dict[str, Verb] = {
                 "--describe",
                 action="store_true",
                 help="every key with its text, default and allowed values; with --config also its value there",
+            ),
+            _option(
+                "--data",
+                action="store_true",
+                help="validate: list the data too, look for all that a run will need, and print its plan with times",
             ),
         ),
         config="optional",

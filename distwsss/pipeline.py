@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distwsss.config import Config
 from distwsss.config.load import config_without_file
@@ -19,6 +19,9 @@ from distwsss.runtime.layout import images_dir, shard_dir
 from distwsss.runtime.progress import log, say, setup_logging
 from distwsss.runtime.run_folder import open_run
 from distwsss.runtime.storage import folder_at
+
+if TYPE_CHECKING:
+    from distwsss.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,35 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
     unknown = [stages] if isinstance(stages, str) else [name for name in stages or () if name not in STAGES]
     if unknown:
         raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
-    for name, stage in STAGES.items():
-        if stages is None or name in stages:
-            log.info(f"== {name}")
-            stage(config, options)
+    chosen = [name for name in STAGES if stages is None or name in stages]
+    plan = _checked_plan(config, chosen)
+    log.info("\n".join(plan.lines()))
+    for name in chosen:
+        log.info(f"== {name}")
+        with plan.stage(name):
+            STAGES[name](config, options)
+
+
+def _checked_plan(config: Config, stages: list[str]) -> Plan:
+    """What there is to do and how long it takes, after a look at what it needs. Raises ConfigError for what misses."""
+    from distwsss.planning.checks import check_run
+    from distwsss.planning.plan import known_facts, make_plan, not_complete
+
+    data = known_facts(config)
+    check_run(config, not_complete(config, stages), data)
+    return make_plan(config, stages, data)
+
+
+def validate_data(config: Config) -> None:
+    """Lists the data, looks for what every stage needs and prints the plan of a run; writes nothing.
+
+    Raises DataError for what the lists and tags have wrong, ConfigError for what is missing.
+    """
+    from distwsss.data.check import check_listings
+
+    for line in check_listings(config):
+        say(line)
+    say("\n".join(_checked_plan(config, list(STAGES)).lines()))
 
 
 def checkpoint_config(verb: str, profile: str | None, overrides: list[str]) -> Config:

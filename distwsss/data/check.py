@@ -8,10 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from distwsss.config import Config
 from distwsss.config.data import DataSection
 from distwsss.data.images import IGNORE, decode_image
+from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, Item, Listing, item_key, read_mask, read_source
-from distwsss.errors import DataError
+from distwsss.errors import DataError, report_problems
 from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import track
 
@@ -30,6 +32,24 @@ def listing_problems(listing: Listing, data: DataSection, labelled: bool, worker
         of_labels = _label_problems(item, listing.labels_from, data.allow_empty) if labelled else []
         problems.append([*item.problems, *repeated.get(position, []), *of_labels, *of_files[position]])
     return problems
+
+
+def check_listings(config: Config) -> list[str]:
+    """What the lists of both splits hold, a line each; no image is decoded. Raises DataError for what is wrong."""
+    lines = []
+    for split, labelled in ((config.data.train_split, True), (config.data.val_split, False)):
+        listing = DATASETS[config.data.dataset](config.data, split)
+        problems = [f"{i.name}: {why}" for i in listing.items for why in _listed_problems(i, listing, config, labelled)]
+        if problems:
+            raise DataError(report_problems(f"split `{split}`", problems))
+        masks, classes = sum(item.mask is not None for item in listing.items), len(listing.classes) - 1
+        lines.append(f"split `{split}`: {len(listing.items)} photographs, {classes} classes, {masks} with a mask")
+    return lines
+
+
+def _listed_problems(item: Item, listing: Listing, config: Config, labelled: bool) -> list[str]:
+    of_labels = _label_problems(item, listing.labels_from, config.data.allow_empty) if labelled else []
+    return [*item.problems, *of_labels]
 
 
 def _of_files(listing: Listing, max_pixels: int, workers: int, what: str) -> list[list[str]]:

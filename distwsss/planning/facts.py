@@ -9,12 +9,17 @@ import os
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from distwsss.config import Config
 from distwsss.data.images import stored_size
+from distwsss.data.shards.format import INDEX
+from distwsss.data.shards.index import ShardIndex, load_index
+from distwsss.data.shards.reader import read_fields, read_json_field
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Item, Listing, read_source
 from distwsss.errors import DataError
+from distwsss.runtime.layout import images_dir
 
 SIZES_OF = 500  # photographs whose headers are read, evenly over the list
 
@@ -65,6 +70,31 @@ def read_data(config: Config) -> DataFacts:
         most_pixels=max(height * width for height, width in sizes),
         classes={name: counts[index] for index, name in enumerate(train.classes) if index},
     )
+
+
+def read_shards(config: Config) -> DataFacts:
+    """The same of image shards that are there, without the data itself."""
+    train = load_index(images_dir(config, "train"), "images")
+    val = images_dir(config, "val")
+    places = train.all().places()
+    some = places[:: max(1, len(places) // SIZES_OF)]
+    about = [_about(train, shard, position) for shard, position in some]
+    counts = Counter(label for each in about for label in each["labels"] or [])
+    sizes = [each["size"] for each in about]
+    return DataFacts(
+        photographs=len(train),
+        scored=len(load_index(val, "images")) if (val / INDEX).is_file() else 0,
+        masks=len(train.with_truth()),
+        longest=round(statistics.median(max(size) for size in sizes)),
+        pixels=round(statistics.median(height * width for height, width in sizes)),
+        most_pixels=max(height * width for height, width in sizes),
+        classes={name: round(counts[i] * len(places) / len(some)) for i, name in enumerate(train.classes) if i},
+    )
+
+
+def _about(index: ShardIndex, shard: int, position: int) -> dict[str, Any]:
+    where = f"{index.folder}: {index.key(shard, position)}.json"
+    return read_json_field(read_fields(index, shard, position, ["json"])["json"], where)
 
 
 def read_machine(device: str = "auto") -> MachineFacts:

@@ -21,7 +21,7 @@ from distwsss.inference.segmenter import open_segmenter
 from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
 from distwsss.report.plots import line_plot, series
-from distwsss.report.quality import seeds_table, threshold_table
+from distwsss.report.quality import labels_table, seeds_table, threshold_table
 from distwsss.report.tags import classifiers
 from distwsss.runtime.artifacts import flatten, read_json, write_bytes
 from distwsss.runtime.layout import (
@@ -31,6 +31,7 @@ from distwsss.runtime.layout import (
     describing_files,
     evaluate_dir,
     images_dir,
+    labels_file,
     metrics_file,
     pointer,
     pseudo_dir,
@@ -135,10 +136,11 @@ def _crf(params: CRFParams) -> str:
     )
 
 
-def _seeds(quality: dict[str, Any] | None) -> str:
+def _seeds(quality: dict[str, Any] | None, labels: dict[str, Any] | None) -> str:
+    counted = labels_table(labels) if labels else []
     if not quality:
-        return page.section("Seeds and vote", page.missing("stats (needs masks on train)"))
-    return page.section("Seeds and vote", *seeds_table(quality))
+        return page.section("Seeds and vote", page.missing("stats (needs masks on train)"), *counted)
+    return page.section("Seeds and vote", *seeds_table(quality), *counted)
 
 
 def _clean(quality: dict[str, Any] | None) -> str:
@@ -245,7 +247,7 @@ def write_report(config: Config) -> Path:
         _data(config, indexes),
         _made_by(config),
         classifiers(config, indexes.get("train")),
-        _seeds(quality),
+        _seeds(quality, _json(labels_file(config))),
         _clean(quality),
         _curves(config),
         _evaluations(evaluations),

@@ -1,13 +1,13 @@
 """Where a run's files and shards lie: the only place that knows. Called by every stage.
 
-    runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json lock
+    runs/NAME/ (`paths.run`)          config.yaml command.txt env.json exit.json times.json lock
       prepare/                        source.json, and quarantine.jsonl: images left out
       classify/                       doubtful_tags.jsonl: tags that the classifiers contradict
       classify/P/ (`paths.classifiers`), train/
                                       config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
                                       of classifiers scores.npy average_precision.json;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
-      seeds/                          quality.json quarantine.jsonl ray.json
+      seeds/                          quality.json labels.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
     shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/
@@ -40,6 +40,11 @@ def describing_files(config: Config) -> dict[str, Path]:
     """What describes a run, by what it is: configuration, command, environment, exit, lock."""
     names = {"configuration": "config.yaml", "command": "command.txt", "environment": "env.json", "exit": "exit.json"}
     return {what: run_dir(config) / name for what, name in {**names, "lock": "lock"}.items()}
+
+
+def times_file(config: Config) -> Path:
+    """How long the finished stages took."""
+    return run_dir(config) / "times.json"
 
 
 def source_file(config: Config) -> Path:
@@ -138,6 +143,11 @@ def nccl_prefix(training: Path) -> str:
 def quality_file(config: Config) -> Path:
     """How good seeds and vote are, by the train masks."""
     return run_dir(config) / "seeds" / "quality.json"
+
+
+def labels_file(config: Config) -> Path:
+    """Which tagged classes got no pixel in the pseudo-labels."""
+    return run_dir(config) / "seeds" / "labels.json"
 
 
 def ray_file(config: Config) -> Path:

@@ -7,42 +7,68 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from distwsss.errors import RunError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Hear: TypeAlias = Callable[[dict[str, float]], None]
+LISTEN_SECONDS = 1.0  # between two looks at what workers told
+
+_hear: Hear | None = None  # in a worker: puts it into its pool's queue
+
+
+def tell(what: dict[str, float]) -> None:
+    """Said by work while it runs, as (image done, seconds): `spread` hands it to its `hear`; else nobody hears it."""
+    if _hear is not None:
+        _hear(what)
 
 
 def spread(
-    work: Callable[[Task], Result], tasks: list[Task], workers: int
+    work: Callable[[Task], Result], tasks: list[Task], workers: int, hear: Hear | None = None
 ) -> Generator[tuple[Task, Result], None, None]:
     """(task, work(task)) as they finish, by `workers` processes; by this one with fewer than two workers or tasks.
+    `hear` is called in this process with what the work tells (`tell`) on its way.
 
     Closing the generator ends the processes at once. Raises what `work` raises, and RunError when a process is killed.
     """
     if workers < 2 or len(tasks) < 2:
         for task in tasks:
-            yield task, work(task)
+            yield task, _heard(work, task, hear)
         return
+    told = multiprocessing.get_context("spawn").SimpleQueue() if hear else None
     try:
-        with spawn_pool(min(workers, len(tasks))) as pool:
+        with spawn_pool(min(workers, len(tasks)), told) as pool:
             futures = {pool.submit(work, task): task for task in tasks}
-            for future in as_completed(list(futures)):
-                yield futures.pop(future), future.result()
+            while futures:
+                ended, _ = wait(futures, LISTEN_SECONDS if hear else None, FIRST_COMPLETED)
+                while hear and told and not told.empty():
+                    hear(told.get())
+                for future in ended:
+                    yield futures.pop(future), future.result()
     except BrokenProcessPool as error:
         raise RunError("a worker process died (killed, or out of memory); run the same command to go on") from error
 
 
+def _heard(work: Callable[[Task], Result], task: Task, hear: Hear | None) -> Result:
+    global _hear
+    before, _hear = _hear, hear
+    try:
+        return work(task)
+    finally:
+        _hear = before
+
+
 @contextmanager
-def spawn_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` processes that end when this one does, however it ends, and when the block raises."""
+def spawn_pool(workers: int, told: Any = None) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `workers` processes that end when this one does, however it ends, and when the block raises.
+    `told`: the queue of what their work tells."""
     # spawn: a fork of a process whose OpenMP threads run can hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (told,))
     try:
         yield pool
     except BaseException:
@@ -54,7 +80,9 @@ def spawn_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(told: Any) -> None:
+    global _hear
+    _hear = told.put if told else None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent ends them
     end_with_parent()
 

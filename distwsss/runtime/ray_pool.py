@@ -131,6 +131,8 @@ def connect(section: RaySection, cpus: int) -> Iterator[None]:
         # said before Ray is imported, which reads it once: otherwise it writes ~/.ray/auth_token
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own 15 starves beside any other process: its workers are the user's work, at the user's niceness
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: listen on 127.0.0.1 only
     import ray
 

@@ -8,6 +8,7 @@ and packs both shards. Workers write nothing: shards travel as bytes to the driv
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from distwsss.models.export import WEIGHTS, from_pretrained
 from distwsss.runtime.artifacts import to_json
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.faults import fault_point
+from distwsss.runtime.pool import tell
 from distwsss.runtime.storage import Folder, version_of
 
 Cam = np.ndarray | str  # float16[L,h,w] at feature resolution, or why there is none
@@ -136,8 +138,10 @@ def cam_shard(task: CamTask) -> CamResult:
     device = pick_device(task.device).type
     found: dict[str, Cam] = {}
     waiting: dict[tuple[int, ...], list[_Photo]] = {}
+    pace = _Pace("cam")
     with _threads(task.section.threads):
         for key, members in iter_shard(index, task.shard, ["jpg", "json"]):
+            pace.tell(len(found))
             fault_point(f"cam:{task.name}:{key}")
             try:
                 photo = _Photo(key, decode_image(members["jpg"], key), _labels(members))
@@ -147,13 +151,31 @@ def cam_shard(task: CamTask) -> CamResult:
             if not photo.labels:
                 found[key] = NO_CAM
                 continue
+            pace.pixels += photo.image.size // 3
             same = waiting.setdefault(photo.image.shape, [])
             same.append(photo)
             if len(same) == task.batch:
                 found |= _batch_cams(waiting.pop(photo.image.shape), task, device)
         for rest in waiting.values():
             found |= _batch_cams(rest, task, device)
+            pace.tell(len(found))
+        pace.tell(len(found))
     return CamResult([found[key] for key in index.shards[task.shard].keys], device)
+
+
+class _Pace:
+    """Tells how many images of a step (`cam`, `crf`) were done in which time: progress inside a shard."""
+
+    def __init__(self, step: str) -> None:
+        self.step, self.done, self.since = step, 0, time.monotonic()
+        self.pixels = 0  # of the images since the last time
+
+    def tell(self, done: int) -> None:
+        if done > self.done:
+            now = time.monotonic()
+            what = {self.step: done - self.done, f"{self.step}_seconds": now - self.since, "pixels": self.pixels}
+            tell({name: float(value) for name, value in what.items()})
+            self.done, self.since, self.pixels = done, now, 0
 
 
 @dataclass
@@ -208,6 +230,7 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
     index = checked_index(task.images, "images", task.shard)
     bad: dict[str, str] = {}
     seed_samples, pseudo_samples = [], []
+    pace = _Pace("crf")
     with _threads(task.section.threads):
         photos = iter_shard(index, task.shard, ["jpg", "json"])
         for (key, photo), cams in zip(photos, zip(*(result.cams for result in found), strict=True), strict=True):
@@ -218,6 +241,7 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
                 maps = np.full((len(cams), *json.loads(photo["json"])["size"]), ABSTAIN, np.uint8)
             seed_samples.append((key, {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(maps)}))
             pseudo_samples.append((key, vote_sample(photo, maps[list(task.vote.voters)], task.vote)))
+            pace.tell(len(pseudo_samples))
     if bad and not task.quarantine:
         problems = [f"{name}: {reason}" for name, reason in bad.items()]
         title = f"shard {task.shard}: {len(bad)} images have no seeds; repair them, or use --on-bad quarantine"

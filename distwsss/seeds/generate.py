@@ -26,6 +26,7 @@ from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import remove_tree
 from distwsss.seeds.chunk import SeedResult, SeedTask, vote_shard, whole_shard
+from distwsss.seeds.labels import check_labels
 from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.plan import SeedsPlan, plan_seeds
 from distwsss.seeds.progress import SeedProgress
@@ -34,7 +35,10 @@ _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 
 
 def run_seeds(config: Config, on_bad: str = "fail") -> None:
-    """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards."""
+    """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards.
+
+    Raises RunError where the pseudo-labels hold no foreground at all, also those of an earlier run.
+    """
     check_roots(config)
     plan = plan_seeds(config)
     pseudo_done = (pseudo_dir(config) / INDEX).is_file()
@@ -43,6 +47,7 @@ def run_seeds(config: Config, on_bad: str = "fail") -> None:
     vote_seeds(plan)
     if not config.seeds.keep_maps:
         remove_tree(seeds_dir(config))
+    check_labels(config)
 
 
 def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
@@ -66,7 +71,7 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
     if len(todo) < len(known):
         log.info(f"seeds: {len(known) - len(todo)} of {len(known)} shards are there already")
     tasks = [plan.chunk(shard, on_bad == "quarantine") for shard in todo]
-    progress = SeedProgress(images.counts, todo, len(names))
+    progress = SeedProgress(images.counts, todo, len(names), _processes(plan.config, len(todo)))
     with closing(_work(plan.config, tasks, progress)) as work:  # a full disk here ends the workers at once
         for task, result in work:
             seeds.publish(task.shard, result.seeds, devices=result.devices, bad=result.bad)
@@ -99,7 +104,12 @@ def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> _Wor
     if tasks and use_ray(config.hardware):
         yield from work_on_ray(config, tasks, progress)
     else:
-        yield from spread(whole_shard, tasks, config.hardware.workers)
+        yield from spread(whole_shard, tasks, config.hardware.workers, progress.heard)
+
+
+def _processes(config: Config, shards: int) -> int:
+    """How many local processes work at once."""
+    return max(1, min(config.hardware.workers, shards))
 
 
 def vote_seeds(plan: SeedsPlan) -> None:

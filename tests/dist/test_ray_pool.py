@@ -23,7 +23,7 @@ def run(folder: Path, code: str, timeout: int = 120) -> subprocess.CompletedProc
     script = folder / "script.py"
     script.write_text(HEAD + textwrap.dedent(code), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(folder), "RAY_worker_niceness": "0"}
+    environment |= {"HOME": str(folder)}
     return subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -126,3 +126,21 @@ def test_a_local_ray_does_not_join_what_an_earlier_one_left() -> None:
         if before is not None:
             address.write_bytes(before)
     assert "cpus 1.0" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_workers_of_a_local_ray_have_the_driver_s_niceness(tmp_path: Path) -> None:
+    """Also where the driver was started under nice itself: 0 is what Ray adds."""
+    code = """
+        def niceness(task): return os.nice(0)
+        def end(task, results): return results
+        os.nice(3)
+        with connect(RaySection(), 1):
+            steps = [Step(niceness, 1, 0.5), Step(end, 1, 0.5)]
+            *_, (chunk, none, result) = run_chunks([Chunk("c", 0, (Part("p", 1),))], steps, RaySection(), Load())
+            print("niceness", result[0], os.nice(0))
+    """
+    done = run(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    worker, driver = done.stdout.split("niceness ")[1].split()
+    assert worker == driver

@@ -228,3 +228,17 @@ def test_no_stdout_is_no_error(finished: Path) -> None:
     shell = f"{sys.executable} -m distwsss config show --config tiny.yaml >&-"
     done = subprocess.run(["bash", "-c", shell], cwd=finished, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_labels_without_foreground_end_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its second attempt too, which finds `seeds` complete; nothing downstream is made."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(merged(tiny_tree(tmp_path), {"seeds": {"alpha": 1e-9, "normalise": "sum"}})))
+    for _ in range(2):
+        assert main(["run", "--config", str(path)]) == 1
+        said = capfd.readouterr().err
+        assert "none of 12 tagged photographs has a pixel of any class" in said
+        assert "plan:" in said
+    assert json.loads((tmp_path / "run/exit.json").read_text())["code"] == 1
+    assert list(json.loads((tmp_path / "run/times.json").read_text())) == ["classify", "prepare"]
+    assert not (tmp_path / "run/train").exists()

@@ -17,7 +17,7 @@ from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.verify import verify
 from distwsss.data.shards.writer import write_index
-from distwsss.errors import CheckpointError, ConfigError, ShardError
+from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
 from distwsss.maths.cam import cam_to_full, compute_cam, probabilities
 from distwsss.maths.crf import refine
 from distwsss.maths.vote import vote
@@ -233,7 +233,8 @@ def test_a_half_made_stage_with_other_parameters_is_refused(reference, tmp_path)
 
 def test_cams_without_activation_give_background(tmp_path):
     config = made(tmp_path, gain=0.0)
-    run_seeds(config)
+    with pytest.raises(RunError, match="all is background"):
+        run_seeds(config)
     for key, members in samples_of(pseudo_dir(config), "pseudo", ["label.png", "votes.png"]).items():
         assert (decode_mask(members["label.png"], key) == 0).all()
         assert (decode_mask(members["votes.png"], key) == 3).all()

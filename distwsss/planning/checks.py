@@ -1,0 +1,215 @@
+"""What the stages will need, looked for before the first one works: networks, weights, packages, device, disk, memory.
+Called by `pipeline` before a run and by `config validate --data`.
+
+Only stages that are not complete are asked for what they need. What cannot be known without the work itself (a damaged
+photograph, weights of another network) is left to the stage.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from distwsss.config import Config
+from distwsss.config.networks import BackboneSection
+from distwsss.config.training import OptimSection
+from distwsss.errors import ConfigError, DistwsssError, report_problems
+from distwsss.models.weights.files import FOLDER_FILES, weights_file
+from distwsss.models.weights.hub import REPOSITORIES
+from distwsss.planning.facts import DataFacts
+from distwsss.planning.times import stored_pixels
+from distwsss.runtime import ray_pool
+from distwsss.runtime.device import pick_device
+from distwsss.runtime.layout import run_dir, shard_dir
+from distwsss.runtime.memory import available_memory
+from distwsss.runtime.storage import Remote
+
+JPEG_BYTES = 0.4  # of a photograph, per pixel: those of cameras and data sets have 0.2 to 0.5
+MAP_BYTES = 8_000  # of one seed's palette PNG and its gray map
+PROCESS_GB = 0.6  # a worker process with torch, before it holds a photograph
+CRF_BYTES = 30  # per pixel, seed and class: 12 megapixels took 7 GB with 8 seeds of two or three classes
+PARAMETERS = {  # millions, of networks that are not built here only to count them
+    "mit_b0": 4, "mit_b1": 14, "mit_b2": 25, "mit_b3": 45, "mit_b4": 61, "mit_b5": 82,
+    "swin_tiny": 47, "swin_small": 69, "swin_base": 107, "swin_large": 216,
+}  # fmt: skip
+
+
+def check_run(config: Config, stages: Collection[str], data: DataFacts | None) -> None:
+    """Raises ConfigError naming everything that `stages` will miss. data: None where it is not known yet."""
+    problems = list(dict.fromkeys(run_problems(config, stages, data)))
+    if problems:
+        raise ConfigError(report_problems(f"{config.name}: looked at before any work", problems))
+
+
+def run_problems(config: Config, stages: Collection[str], data: DataFacts | None) -> Iterator[str]:
+    """A text for each thing that one of `stages` will miss."""
+    yield from _packages(config, stages)
+    yield from _raised(lambda: pick_device(config.hardware.device), not ray_pool.is_cluster())
+    sizes = {}
+    for stage, section in (("classify", config.classify), ("train", config.train)):
+        if stage in stages:
+            faults, sizes[stage] = network(section.backbone)
+            yield from (f"{stage}.{fault}" for fault in faults)
+    if "train" in stages and config.train.weights:
+        yield from _file("train.weights", config.train.weights)
+    if data:
+        yield from _disk(config, stages, data, sizes)
+        yield from _memory(config, stages, data)
+
+
+def _raised(function: Callable[[], object], wanted: bool = True) -> Iterator[str]:
+    """The message of an error of ours that `function` raises."""
+    try:
+        if wanted:
+            function()
+    except DistwsssError as error:
+        yield str(error)
+
+
+def _packages(config: Config, stages: Collection[str]) -> Iterator[str]:
+    hardware, trains = config.hardware, {"classify", "train"} & set(stages)
+    uses_ray = hardware.executor == "ray" and {"classify", "seeds"} & set(stages)
+    wanted = {
+        "ray": ("hardware.executor: ray", uses_ray, "distwsss[ray]"),
+        "deepspeed": ("hardware.deepspeed", hardware.deepspeed and trains, "distwsss[deepspeed]"),
+        "tensorboard": ("hardware.trackers", "tensorboard" in hardware.trackers and trains, "tensorboard"),
+        "wandb": ("hardware.trackers", "wandb" in hardware.trackers and trains, "wandb"),
+        "pycocotools": ("data.dataset: coco", config.data.dataset == "coco" and "prepare" in stages, "distwsss[coco]"),
+    }
+    for module, (key, needed, package) in wanted.items():
+        if needed and importlib.util.find_spec(module) is None:
+            yield f"`{key}`: needs {module}, which is not installed; run `pip install '{package}'`"
+
+
+def network(section: BackboneSection) -> tuple[list[str], float]:
+    """What is wrong with a backbone and its weights, each text a key below `classify.` or `train.`; and its
+    parameters."""
+    faults = [f"backbone: {problem}" for problem in _weights(section)]
+    if section.name in PARAMETERS:
+        return faults, PARAMETERS[section.name] * 1e6
+    import torch
+
+    from distwsss.models.backbones.build import Backbone
+
+    try:
+        with torch.device("meta"):  # shapes only: no memory, no time
+            net = Backbone(section.model_copy(update={"pretrained": False, "weights": None}))
+    except ConfigError as error:
+        return [f"backbone: {error}"], 0.0  # of a network that there is not, no weights are looked for
+    return faults, float(sum(parameter.numel() for parameter in net.parameters()))
+
+
+def _weights(section: BackboneSection) -> Iterator[str]:
+    """What is missing of the weights that a backbone starts from."""
+    from distwsss.models.weights.backbone import lite_file
+
+    if section.weights:
+        yield from _file("weights", section.weights)
+    elif section.pretrained and section.name in ("lite", "lite_full"):
+        yield from _raised(lite_file)
+    elif section.pretrained and section.name in REPOSITORIES:
+        yield from _hub(section.name, REPOSITORIES[section.name], FOLDER_FILES)
+    elif section.pretrained:
+        yield from _timm(section.name)
+
+
+def _file(key: str, path: str) -> Iterator[str]:
+    try:
+        found = weights_file(path)
+    except DistwsssError as error:
+        yield f"{key}: {error}"
+        return
+    if not found.is_file():
+        yield f"{key}: {found}: no such file; allowed: a file or folder of weights (docs/weights.md)"
+
+
+def _timm(name: str) -> Iterator[str]:
+    import timm
+
+    if not timm.is_model(name):
+        return  # said where the network is built
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not (published.hf_hub_id or published.url or published.file):
+        yield f"timm has no published weights of {name!r}; allowed: pretrained: false, or a file as weights"
+    elif published.hf_hub_id:
+        yield from _hub(name, published.hf_hub_id, ("model.safetensors", "pytorch_model.bin"))
+
+
+def _hub(name: str, repository: str, files: tuple[str, ...]) -> Iterator[str]:
+    """Whether the hub's cache holds one of the files or, if not, whether the hub answers."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=10)
+    except Exception as error:  # what it raises offline depends on its version and on the HTTP library it uses
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        yield (
+            f"{name}: its weights ({repository}) are not in the Hugging Face cache, and the hub could not be asked "
+            f"({reason}); give a file as weights (docs/weights.md), or set pretrained: false"
+        )
+
+
+def _disk(config: Config, stages: Collection[str], data: DataFacts, sizes: dict[str, float]) -> Iterator[str]:
+    """Shards and checkpoints against what is free, folders of one disk together."""
+    needed = {run_dir(config): _checkpoint_bytes(config, sizes)}
+    shards = shard_dir(config)
+    if not isinstance(shards, Remote):
+        needed[shards] = _shard_bytes(config, stages, data)
+    disks: dict[int, list[Path]] = {}
+    for folder in needed:
+        disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        wanted, free = sum(needed[folder] for folder in folders), shutil.disk_usage(_existing(folders[0])).free
+        if wanted > free:
+            where = " and ".join(map(str, folders))
+            yield f"disk: about {wanted / 1e9:.1f} GB go to {where}, {free / 1e9:.1f} GB are free; make room"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _shard_bytes(config: Config, stages: Collection[str], data: DataFacts) -> float:
+    photograph = stored_pixels(config, data) * 1e6 * JPEG_BYTES
+    images = (data.photographs + data.scored) * photograph if "prepare" in stages else 0.0
+    maps = MAP_BYTES * (len(config.seed_names()) + 3)
+    return images + (data.photographs * (photograph + maps) if "seeds" in stages else 0.0)
+
+
+def _checkpoint_bytes(config: Config, sizes: dict[str, float]) -> float:
+    """Of all trainings that are not complete: those kept and the one being written, the newest with optimizer state."""
+    optims: dict[str, tuple[OptimSection, int]] = {
+        "classify": (config.classify.optim, len(config.classify.dropouts)), "train": (config.train.optim, 1),
+    }  # fmt: skip
+    total = 0.0
+    for stage, parameters in sizes.items():
+        optim, trainings = optims[stage]
+        states = 2 if optim.optimizer == "adamw" else 1
+        total += trainings * 4 * parameters * (1 + optim.keep_last) * (1 + states)
+    return total
+
+
+def _memory(config: Config, stages: Collection[str], data: DataFacts) -> Iterator[str]:
+    """The largest photograph in every worker of `seeds` at once, against what is free now."""
+    free = available_memory()
+    if "seeds" not in stages or free is None or ray_pool.is_cluster():
+        return
+    side = getattr(config.prepare, "longest_side", None)
+    shrunk = min(1.0, side / data.longest) ** 2 if side else 1.0
+    pixels = min(data.most_pixels * shrunk, side * side) if side else float(data.most_pixels)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shards = -(-data.photographs // config.prepare.shard_size)
+    workers = max(1, min(config.hardware.workers, cores, shards))
+    each = PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * (1 + max(1.0, data.tags_each)) / 1e9
+    if each * workers > free:
+        hint = " (`prepare.longest_side`)" if hasattr(config.prepare, "longest_side") else ""
+        yield (
+            f"memory: the largest photograph ({data.most_pixels / 1e6:.1f} megapixels) takes about {each:.1f} GB in "
+            f"each of {workers} workers of `seeds`, {free:.1f} GB are free; allowed: fewer `hardware.workers`, or "
+            f"smaller photographs{hint}"
+        )

@@ -1,0 +1,159 @@
+"""What a run still has to do and how long that takes: by rules first, then by what its stages took. Called by
+`pipeline` and, through it, by `config validate --data`.
+
+    prepare   complete
+    classify  about 12 min
+    ...
+    about 21 min in all, by rules; each finished stage corrects what is left
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distwsss.config import Config
+from distwsss.data.shards.format import INDEX
+from distwsss.errors import DistwsssError
+from distwsss.planning.facts import DataFacts, read_data, read_machine, read_shards
+from distwsss.planning.times import stage_times
+from distwsss.runtime.artifacts import read_json, write_json
+from distwsss.runtime.layout import (
+    classifier_dir,
+    done_file,
+    evaluation_file,
+    images_dir,
+    pseudo_dir,
+    quality_file,
+    seeds_dir,
+    segmenter_dir,
+    times_file,
+)
+from distwsss.runtime.progress import log
+from distwsss.runtime.storage import Folder
+
+# stages whose measured time says how fast the machine is at the others of the kind
+KINDS = {"classify": "network", "train": "network", "seeds": "crf", "evaluate": "crf"}
+
+
+def complete_stages(config: Config) -> dict[str, bool]:
+    """Stage -> whether its results lie there. Of which configuration each stage finds out itself."""
+    classifiers = [done_file(classifier_dir(config, p)) for p in config.classify.dropouts]
+    return {
+        "prepare": (images_dir(config, "train") / INDEX).is_file(),
+        "classify": all(path.is_file() for path in classifiers),
+        "seeds": (pseudo_dir(config) / INDEX).is_file(),
+        "stats": quality_file(config).is_file(),
+        "train": done_file(segmenter_dir(config)).is_file(),
+        "evaluate": evaluation_file(config, "val").is_file(),
+        "report": False,  # always written anew
+    }
+
+
+def _begun_stages(config: Config) -> set[str]:
+    """Those of which an earlier attempt left a part: their time says nothing about the others'."""
+    folders: dict[str, list[Folder]] = {
+        "prepare": [images_dir(config, "train")],
+        "classify": [*(classifier_dir(config, p) for p in config.classify.dropouts)],
+        "seeds": [seeds_dir(config), pseudo_dir(config)],
+        "train": [segmenter_dir(config)],
+    }
+    return {name for name, paths in folders.items() if any(path.is_dir() for path in paths)}
+
+
+class Plan:
+    """The stages of a run with the seconds that each is expected to take; `stage` measures them as they run.
+
+    stages: their names in order; rules: seconds by the rules; complete: what need not be done.
+    """
+
+    def __init__(self, config: Config, stages: list[str], rules: dict[str, float], complete: dict[str, bool]) -> None:
+        self.config, self.rules, self.left = config, rules, list(stages)
+        self.complete = {name for name in stages if complete[name]}
+        self.begun = _begun_stages(config) - self.complete
+        self.factors: dict[str, float] = {}  # kind -> measured / rule
+        path = times_file(config)
+        self.known: dict[str, Any] = read_json(path) if path.is_file() else {}
+        for name in self.complete & self.known.keys():
+            self._learn(name)
+
+    def seconds(self, name: str) -> float:
+        """What a stage is expected to take."""
+        if name in self.complete:
+            return 0.0
+        return self.rules.get(name, 0.0) * self.factors.get(KINDS.get(name, name), 1.0)
+
+    def total(self) -> float:
+        return sum(self.seconds(name) for name in self.left)
+
+    def lines(self) -> list[str]:
+        """One a stage, and the sum; nothing of times where the data is not known yet."""
+        if not self.rules:
+            return ["plan: the data could not be listed, so that no time is known; `prepare` says why"]
+        width = max(len(name) for name in self.left)
+        each = [f"  {name:<{width}}  {self._expected(name)}" for name in self.left]
+        return ["plan:", *each, f"  {about(self.total())} in all, by rules; measured times correct it as stages end"]
+
+    def _expected(self, name: str) -> str:
+        if name in self.complete:
+            return "complete"
+        return about(self.seconds(name)) + (", begun already" if name in self.begun else "")
+
+    def line(self) -> str:
+        """What is left, in one line."""
+        parts = [f"{name} {about(self.seconds(name))}" for name in self.left if name not in self.complete]
+        return f"left: {', '.join(parts)}; {about(self.total())} in all" if parts else "left: nothing"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around a stage: measures it, keeps its time in the run folder and says what is left."""
+        start = time.monotonic()
+        yield
+        seconds = time.monotonic() - start
+        self.left.remove(name)
+        if name not in self.complete:
+            expected = round(self.rules.get(name, 0.0), 1)
+            self.known[name] = {"seconds": round(seconds, 1), "expected": expected, "begun": name in self.begun}
+            write_json(times_file(self.config), self.known)
+            self._learn(name)
+        if self.left and self.rules:
+            log.info(self.line())
+
+    def _learn(self, name: str) -> None:
+        """From a stage that was done in one go: measured over expected by the rules."""
+        record = self.known[name]
+        if record["expected"] and not record["begun"]:
+            self.factors[KINDS.get(name, name)] = record["seconds"] / record["expected"]
+
+
+def not_complete(config: Config, stages: Collection[str]) -> list[str]:
+    """Those of `stages` that have work to do."""
+    complete = complete_stages(config)
+    return [name for name in stages if not complete[name]]
+
+
+def known_facts(config: Config) -> DataFacts | None:
+    """Of the image shards where they are there, else of the data; None where that cannot be listed."""
+    try:
+        ready = (images_dir(config, "train") / INDEX).is_file()
+        return read_shards(config) if ready else read_data(config)
+    except (DistwsssError, OSError):  # `prepare` says why
+        return None
+
+
+def make_plan(config: Config, stages: list[str], data: DataFacts | None) -> Plan:
+    """The plan of the stages named; without times where the data is not known."""
+    complete = complete_stages(config)
+    rules = stage_times(config, data, read_machine(config.hardware.device)) if data else {}
+    if data and not data.scored:
+        complete["evaluate"] = True  # the data set has no split for it
+    return Plan(config, stages, rules, complete)
+
+
+def about(seconds: float) -> str:
+    """`about 40 s`, `about 6 min`, `about 2.5 h`."""
+    if seconds < 60:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
