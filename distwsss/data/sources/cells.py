@@ -74,7 +74,8 @@ def _words(part: str, known: set[str], classes: list[str] | None) -> list[str]:
     if part in known or not _has_space(part):
         return [part]
     words = part.split()
-    are_known = [word in known or (classes is not None and word.isdigit()) for word in words]
+    indices = classes is not None or all(map(str.isdigit, words))
+    are_known = [word in known or (indices and word.isdigit()) for word in words]
     return words if all(are_known) or (classes is not None and any(are_known)) else [part]
 
 
