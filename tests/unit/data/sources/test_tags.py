@@ -62,7 +62,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     "cell",
     [
         "dog,sofa", "dog, sofa", "dog;sofa", "dog | sofa", "dog\nsofa", "dog\r\nsofa", '["dog", "sofa"]',
-        "['dog', 'sofa']", "('dog', 'sofa')", "['dog' 'sofa']", "[dog, sofa]", "'dog', 'sofa'", "dog,sofa,", "dog;;dog;sofa",
+        "['dog', 'sofa']", "('dog', 'sofa')", "['dog' 'sofa']", "[dog, sofa]", "'dog', 'sofa'", "dog,sofa,",
+        "dog;;dog;sofa",
         '{"choices": ["dog", "sofa"]}',
     ],
 )  # fmt: skip
@@ -106,7 +107,7 @@ def test_separators_encodings_and_line_ends(tmp_path: Path, separator: str, enco
 
 
 def test_latin_1_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not UTF-8.*save the file as UTF-8"):
+    with pytest.raises(DataError, match=r"not UTF-8.*save the file as UTF-8"):
         listing(folder(tmp_path, "image,labels\na.jpg,M\u00f6we\n".encode("latin-1")))
 
 
@@ -133,7 +134,7 @@ def test_a_row_number_beside_the_picture_is_ignored(tmp_path: Path, lines: pytes
 
 @pytest.mark.parametrize("rows", ["a.jpg,b.jpg,cat\nb.jpg,a.jpg,dog\n", "a,b,cat\nb,a,dog\n"])
 def test_two_columns_of_pictures_are_refused(tmp_path: Path, rows: str) -> None:
-    with pytest.raises(DataError, match="`path`, `name`.*differ|`name`, `path`.*differ"):
+    with pytest.raises(DataError, match=r"`path`, `name`.*differ|`name`, `path`.*differ"):
         listing(folder(tmp_path, f"name,path,labels\n{rows}"))
 
 
@@ -174,7 +175,9 @@ def test_names_alike_are_refused_unless_listed(tmp_path: Path, a: str, b: str) -
     root = folder(tmp_path, f"image,labels\na.jpg,{a}\nb.jpg,{a}\nc.jpg,{b}\n")
     with pytest.raises(DataError, match=r"\((2|1) photographs\)(.|\n)*differ only in") as caught:
         listing(root)
-    assert a in str(caught.value) and b in str(caught.value) and "data.classes" in str(caught.value)
+    assert a in str(caught.value)
+    assert b in str(caught.value)
+    assert "data.classes" in str(caught.value)
     assert listing(root, classes=[a, b]).classes == ["background", a, b]
 
 
@@ -231,7 +234,8 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_problems_of_a_kind_are_one_line() -> None:
     bad = [(f"{number}.jpg", [f"no image of this name; did you mean `00{number}.jpg`?"]) for number in range(40)]
     (line,) = problem_lines([*bad])
-    assert line.startswith("40 images, such as 0.jpg: no image") and line.count("did you mean") == 3
+    assert line.startswith("40 images, such as 0.jpg: no image")
+    assert line.count("did you mean") == 3
     assert len(problem_lines(bad[:3])) == 3
 
 
