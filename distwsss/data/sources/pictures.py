@@ -54,7 +54,7 @@ class Pictures:
     def find(self, name: str) -> list[str]:
         """The relative names that `name` can mean; more than one: it is ambiguous."""
         name = plain_name(name)
-        for each in (name, self._inner(name)):
+        for each in (name, *self._inner(name)):
             if each in self.names:
                 return [each]
             for index, key in zip(self._indices, (each, fold(each), fold(each)), strict=True):
@@ -62,11 +62,10 @@ class Pictures:
                     return index[key]
         return []
 
-    def _inner(self, name: str) -> str:
-        """`name` behind the last part of it that is called as the folder: `/home/me/images/a.jpg` -> `a.jpg`."""
+    def _inner(self, name: str) -> list[str]:
+        """`name` behind parts of it that are called as the folder: `/home/me/images/a.jpg` -> `a.jpg`."""
         parts = name.split("/")
-        here = [place for place, part in enumerate(parts[:-1]) if part == self.folder.name]
-        return "/".join(parts[here[-1] + 1 :]) if here else name
+        return ["/".join(parts[at + 1 :]) for at, part in enumerate(parts[:-1]) if part == self.folder.name]
 
     def resolve(self, name: str) -> str:
         """The relative name of the picture that `name` means; `name` itself where there is none."""

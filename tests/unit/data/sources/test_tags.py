@@ -263,7 +263,7 @@ def voc(tmp_path: Path) -> Path:
 def test_voc_pairs_and_lists_of_each_class(voc: Path) -> None:
     (voc / "ImageSets/Main/dog_train.txt").write_text("2007_000032  1\n2007_000039 -1\n")
     (voc / "ImageSets/Main/cat_train.txt").write_text("2007_000032 -1\n2007_000039  0\n")
-    (voc / "ImageSets/Main/train_val.txt").write_text("2007_000032\n")
+    (voc / "ImageSets/Main/trainval.txt").write_text("2007_000032\n")
     found = DATASETS["voc"](DataSection(dataset="voc", root=str(voc)), "train")
     assert found.labels_from == "lists"
     assert tags(found) == {"2007_000032": ["dog"], "2007_000039": ["cat"]}
