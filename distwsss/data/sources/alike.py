@@ -28,8 +28,8 @@ def alike(names: list[str]) -> list[tuple[str, str, str]]:
     for name in names:
         groups[_plain(name)].append(name)
     same = [(a, b, _difference(a, b)) for group in groups.values() for a, b in combinations(group, 2)]
-    near = [(groups[a][0], groups[b][0], "one letter") for a, b in combinations(sorted(groups), 2) if _near(a, b)]
-    return [*same, *near]
+    near = [(groups[a][0], groups[b][0]) for a, b in combinations(sorted(groups), 2) if _near(a, b)]
+    return [*same, *((a, b, "one letter or a plural") for a, b in near if not (_lettered(a) and _lettered(b)))]
 
 
 def _plain(name: str) -> str:
@@ -54,15 +54,19 @@ def _difference(a: str, b: str) -> str:
 def _near(a: str, b: str) -> bool:
     """One letter more, less or other in names of LONG letters, or a plural. Numbers make names different."""
     short, long = sorted((a, b), key=len)
-    if long in (short + "s", short + "es") and len(short) > 2:
+    if len(short) > 2 and long in (short + "s", short + "es"):
         return True
+    if len(short) < LONG:
+        return False
     start = len(_common(short, long))
-    end = len(
-        _common(short[: start - 1 : -1] if start else short[::-1], long[: start - 1 : -1] if start else long[::-1])
-    )
-    changed = max(len(short), len(long)) - start - end
+    end = min(len(_common(short[::-1], long[::-1])), len(short) - start)
     differ = short[start : len(short) - end] + long[start : len(long) - end]
-    return len(short) >= LONG and changed == 1 and len(long) - len(short) <= 1 and differ.isalpha()
+    return len(long) - start - end == 1 and differ.isalpha()
+
+
+def _lettered(name: str) -> bool:
+    """`type A`, `grade_b`: kinds that are told apart by a letter."""
+    return re.search(r"[\s_-]\w$", name) is not None
 
 
 def _common(a: str, b: str) -> str:

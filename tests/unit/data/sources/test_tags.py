@@ -182,7 +182,21 @@ def test_names_alike_are_refused_unless_listed(tmp_path: Path, a: str, b: str) -
 
 
 def test_names_that_are_not_alike() -> None:
-    names = ["cat", "car", "cow", "type 1", "type 2", "boat", "bottle", "class10", "class11", "tv", "tvmonitor"]
+    names = [
+        "cat",
+        "car",
+        "cow",
+        "type 1",
+        "type 2",
+        "boat",
+        "bottle",
+        "class10",
+        "class11",
+        "grade a",
+        "grade b",
+        "tv",
+        "tvmonitor",
+    ]
     assert alike(names) == []
 
 
