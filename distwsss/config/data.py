@@ -35,10 +35,10 @@ class DataSection(Section):
         "train", description="list of the images to train on; voc: train_aug adds SBD's; coco: train is train2014"
     )
     val_split: str = Field("val", description="list of the images to score; without such a list `run` skips `evaluate`")
-    labels_from: Literal["auto", "xml", "csv", "masks"] = Field(
+    labels_from: Literal["auto", "xml", "csv", "npy", "lists", "masks"] = Field(
         "auto",
-        description="source of image-level labels; voc: auto = Annotations/*.xml, else cls_labels.csv; masks only when "
-        "named here",
+        description="source of image-level labels; voc: auto = Annotations/*.xml, else cls_labels.csv or .npy, else "
+        "the lists ImageSets/Main/CLASS_SPLIT.txt; masks only when named here",
     )
     classes: list[str] | None = Field(
         None, description="foreground class names in order, background is added; null: the data set's own"

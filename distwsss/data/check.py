@@ -104,7 +104,8 @@ def _file_problems(item: Item, classes: int, max_pixels: int) -> list[str]:
     try:
         shape = decode_image(read_source(item.image), item.name, max_pixels).shape[:2]
     except FileNotFoundError as error:
-        problems.append(f"no image {error.filename}; allowed: a {', '.join(IMAGE_SUFFIXES)} file")
+        if not any(text.startswith("no image") for text in item.problems):
+            problems.append(f"no image {error.filename}; allowed: a {', '.join(IMAGE_SUFFIXES)} file")
     except (DataError, OSError) as error:
         problems.append(_described(error, item.name))
     if item.mask is not None:

@@ -17,7 +17,7 @@ from distwsss.errors import DataError
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 IGNORE = 255  # in a mask: no class
-MASK_FORMATS = ("PNG",)  # JPEG masks would be lossy
+MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
 
 
 def _load(data: bytes, where: str, formats: Sequence[str], max_pixels: int | None) -> Image.Image:
@@ -87,14 +87,21 @@ def _load_png(data: bytes, where: str, modes: Sequence[str], max_pixels: int | N
     image = _load(data, where, MASK_FORMATS, max_pixels)
     if image.mode not in modes:
         raise DataError(f"{where}: found pixel mode {image.mode}; allowed: {' or '.join(modes)}")
-    depth = data[24]  # IHDR: signature 8, length 4, type 4, width 4, height 4
+    depth = _depth(data, image)
     if image.mode == "L" and depth != 8:  # PIL scales 2- and 4-bit greys to 0..255: class ids would change
-        raise DataError(f"{where}: found a {depth}-bit grey PNG; allowed: 8-bit grey or palette")
+        raise DataError(f"{where}: found a {depth}-bit grey {image.format}; allowed: 8-bit grey or palette")
     return np.array(image)  # palette indices, not colours
 
 
+def _depth(data: bytes, image: Image.Image) -> int:
+    """Bits of a pixel as they lie in the file."""
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(258, (1,))[0])
+    return data[28] if image.format == "BMP" else data[24]  # BITMAPINFOHEADER; IHDR
+
+
 def decode_mask(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
-    """uint8[H,W] values of an 8-bit grey PNG or indices of a palette PNG; 255 = ignore by our convention.
+    """uint8[H,W] values of an 8-bit grey PNG, BMP or TIFF, or indices of a palette; 255 = ignore by our convention.
 
     Raises DataError for RGB, 16-bit, 1-bit and unreadable files.
     """

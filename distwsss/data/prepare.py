@@ -26,6 +26,7 @@ from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Item, Listing, mask_digest
+from distwsss.data.sources.summary import classes_line, holding_others, problem_lines
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.runtime.artifacts import (
     check_same,
@@ -80,6 +81,8 @@ def prepare(config: Config, on_bad: str = "fail") -> None:
     for role in ROLES:
         name = split_of(config, role)
         listing = DATASETS[config.data.dataset](config.data, name)
+        if listing.items and role == "train":
+            _say_classes(name, listing)
         if listing.items:
             splits.append(_split(name, listing, images_dir(config, role), labelled=role == "train"))
         elif role == "train":
@@ -98,6 +101,12 @@ def _show_doubts(config: Config) -> None:
     if doubts:
         first = first_doubts(doubts, 10)
         log.info(f"prepare: tags that the classifiers contradict most, of {len(doubts)} in {path}:\n{first}")
+
+
+def _say_classes(name: str, listing: Listing) -> None:
+    log.info(f"prepare: {name}: {classes_line(listing)}")
+    if odd := holding_others(listing.classes):
+        log.warning(f"prepare: classes that hold the name of another: {', '.join(odd)}; separate tags by `;` or `,`")
 
 
 def split_of(config: Config, role: Role) -> str:
@@ -190,7 +199,7 @@ def _checked(config: Config, split: _Split) -> _Split:
 
 
 def _problems(splits: list[_Split]) -> list[str]:
-    return [f"{split.name}: {name}: {text}" for split in splits for name, why in split.bad for text in why]
+    return [f"{split.name}: {line}" for split in splits for line in problem_lines(split.bad)]
 
 
 def _quarantine(config: Config, pending: list[_Split]) -> None:

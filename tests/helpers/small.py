@@ -132,7 +132,7 @@ def write_folder(
         Image.fromarray(pixels).save(root / f"images/p{number}.{kinds[number % len(kinds)]}")
         if number % 2 == 0:
             (root / f"masks/p{number}.png").write_bytes(encode_palette(np.full(size, number % 3, np.uint8)))
-        rows.append(f"p{number},{'dog' if number % 3 else 'cat dog'},{splits(number)}")
+        rows.append(f"p{number},{'dog' if number % 3 else 'cat;dog'},{splits(number)}")
     (root / "tags.csv").write_text("\n".join(rows))
     return root
 

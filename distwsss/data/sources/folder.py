@@ -1,23 +1,23 @@
-"""Anybody's pictures: a folder of images, one CSV of tags, and masks where there are any (for evaluation only).
+"""Anybody's pictures: a folder of images, their tags, and masks where there are any (for evaluation only).
 
 `list_folder` is called through `datasets.DATASETS`. Under `data.root`:
 
-    IMAGES/          pictures, in sub-folders or not (`data.images`, default `images`)
-    TAGS             CSV: `id` | `image` | `file`, `labels` | `tags`, perhaps `split` (`data.tags`, default `tags.csv`)
-    MASKS/STEM.png   masks of any of them (`data.masks`, default `masks`)
+    IMAGES/          pictures, in sub-folders or not (`data.images`, default `images`; without it, `data.root` itself)
+    TAGS             CSV (`data.tags`, default `tags.csv`), or what `tags_found` knows
+    MASKS/STEM.png   masks of any of them (`data.masks`, default `masks`), or what `masks` knows
     classes.txt      class names, line 1 = background; without it and `data.classes`, the sorted names found in TAGS
     SPLIT.txt        the images of a split, one a line; else the column `split`; else all images are the train split
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 from distwsss.config.data import DataSection
+from distwsss.data.sources.alike import check_alike
 from distwsss.data.sources.listing import (
     BACKGROUND,
-    IMAGE_SUFFIXES,
     Item,
     Listing,
     TagRow,
@@ -25,12 +25,12 @@ from distwsss.data.sources.listing import (
     class_names,
     data_root,
     parse_labels,
-    plain_name,
-    read_lines,
-    read_tags,
-    split_tags,
-    stem_of,
 )
+from distwsss.data.sources.lists import read_ids
+from distwsss.data.sources.masks import Masks
+from distwsss.data.sources.pictures import Pictures, loose_line
+from distwsss.data.sources.tags_csv import Tags
+from distwsss.data.sources.tags_found import find_tags
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.progress import log
 
@@ -41,71 +41,58 @@ def list_folder(data: DataSection, split: str) -> Listing:
     root = data_root(data)
     if data.labels_from not in ("auto", "csv"):
         raise ConfigError(f"`data.labels_from`: found {data.labels_from!r}; allowed for `folder`: auto or csv")
-    pictures = _Pictures(root / data.images)
-    rows = _read_rows(root / data.tags, required=split == data.train_split)
-    classes = class_names(data, root) or _derive_classes(rows, root / data.tags)
-    tagged = _tag_pictures(rows, pictures)
-    where, names = _names(data, split, root, rows, pictures)
-    if where == str(root / data.tags):
-        _log_unused(pictures, tagged, data)
-    items = [_item(root / data.masks, name, pictures, tagged, classes) for name in names]
-    return Listing(classes, items, "csv" if rows else "none", where)
+    pictures = _pictures(data, root)
+    given = class_names(data, root)
+    tags = find_tags(data, root, pictures, given) or _no_tags(data, root, required=split == data.train_split)
+    classes = given or tags.classes or _derive_classes(tags)
+    tagged = _tag_pictures(tags.rows, pictures)
+    where, names = _names(data, split, root, tags, pictures)
+    masks = Masks(root / data.masks, pictures.names)
+    items = [_item(name, pictures, tagged, classes, masks) for name in names]
+    masks.log(items, split)
+    if split == data.train_split:
+        _log_tags(tags, pictures, tagged if where == tags.where else None)
+    return Listing(classes, items, tags.source if tags.rows else "none", where)
 
 
-class _Pictures:
-    """The image files below a folder, found by their relative name with or without suffix."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError(f"`data.images`: found no folder {folder}; allowed: a folder of pictures under `data.root`")
-        self.folder = folder
-        files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.names = {path.relative_to(folder).as_posix() for path in files}
-        self.by_stem: dict[str, list[str]] = defaultdict(list)
-        self.ambiguous: dict[str, str] = {}
-        for name in sorted(self.names):
-            self.by_stem[stem_of(name)].append(name)
-
-    def resolve(self, name: str) -> str:
-        """The relative name of the picture that `name` means; `name` itself where there is none."""
-        name = plain_name(name)
-        found = [name] if name in self.names else self.by_stem.get(name, [name])
-        if len(found) > 1:
-            self.ambiguous[found[0]] = f"could be any of {', '.join(found)}; give the name with its suffix"
-        return found[0]
+def _pictures(data: DataSection, root: Path) -> Pictures:
+    """Those below `data.images`; where that is not named and not there, those of the root itself."""
+    folder = root / data.images
+    if not folder.is_dir():
+        pictures = Pictures(root, root / data.masks)
+        if data.images == DataSection.model_fields["images"].default and pictures.names:
+            return pictures
+        raise DataError(f"`data.images`: found no folder {folder}; allowed: a folder of pictures under `data.root`")
+    return Pictures(folder, root / data.masks)
 
 
-def _read_rows(path: Path, required: bool) -> list[TagRow]:
-    if path.is_file():
-        return read_tags(path)
+def _no_tags(data: DataSection, root: Path, required: bool) -> Tags:
+    path = root / data.tags
     if required:
         raise DataError(
             f"`data.tags`: found no file {path}; allowed: a CSV under `data.root` with the header `image,labels`, "
-            "a line per picture"
+            "a line per picture, or labels.csv, _classes.csv, metadata.csv or .jsonl, an export of Label Studio, "
+            "cls_labels.npy, or a folder of pictures for each class"
         )
-    return []
+    return Tags([], "", where=str(path))
 
 
-def _derive_classes(rows: list[TagRow], path: Path) -> list[str]:
-    """Background and the sorted names in the tags. Where any cell uses `;` or `|`, spaces are part of the names."""
-    if not rows:
-        raise DataError(f"{path}: found no tags to take class names from; give `data.classes` or classes.txt")
-    spaces = _spaces_separate(rows)
-    names = {tag for row in rows for tag in split_tags(row.labels, None, spaces)}
-    indices = sorted(name for name in names if name.isdigit())
+def _derive_classes(tags: Tags) -> list[str]:
+    """Background and the sorted names in the tags. Raises DataError for indices, and for names that look like one."""
+    if not tags.rows:
+        raise DataError(f"{tags.where}: found no tags to take class names from; give `data.classes` or classes.txt")
+    counts = Counter(tag for row in tags.rows for tag in row.tags)
+    indices = sorted(name for name in counts if name.isdigit())
     if indices:
         raise DataError(
-            f"{path}: found class indices ({', '.join(indices[:5])}) without class names; give `data.classes` or "
+            f"{tags.where}: found class indices ({', '.join(indices[:5])}) without class names; give `data.classes` or "
             "classes.txt (line 1 = background)"
         )
-    return check_classes([BACKGROUND, *sorted(names - {BACKGROUND})], str(path))
+    check_alike(counts, tags.where)
+    return check_classes([BACKGROUND, *sorted(counts.keys() - {BACKGROUND})], tags.where)
 
 
-def _spaces_separate(rows: list[TagRow]) -> bool:
-    return not any(mark in row.labels for row in rows for mark in ";|")
-
-
-def _tag_pictures(rows: list[TagRow], pictures: _Pictures) -> dict[str, TagRow]:
+def _tag_pictures(rows: list[TagRow], pictures: Pictures) -> dict[str, TagRow]:
     """Relative picture name -> its row; a second row for the same picture is a problem of the first."""
     tagged: dict[str, TagRow] = {}
     for row in rows:
@@ -117,34 +104,46 @@ def _tag_pictures(rows: list[TagRow], pictures: _Pictures) -> dict[str, TagRow]:
     return tagged
 
 
-def _names(data: DataSection, split: str, root: Path, rows: list[TagRow], pictures: _Pictures) -> tuple[str, list[str]]:
+def _names(data: DataSection, split: str, root: Path, tags: Tags, pictures: Pictures) -> tuple[str, list[str]]:
     """What lists the split, and its relative picture names in that order."""
     path = root / f"{split}.txt"
     if path.is_file():
-        return str(path), [pictures.resolve(name) for name in read_lines(path)]
-    resolved = list(dict.fromkeys(pictures.resolve(row.name) for row in rows))
-    if any(row.split is not None for row in rows):
-        chosen = {pictures.resolve(row.name) for row in rows if row.split == split}
-        return f"column `split` of {root / data.tags}", [name for name in resolved if name in chosen]
+        return str(path), _read_list(path, pictures)
+    resolved = list(dict.fromkeys(pictures.resolve(row.name) for row in tags.rows))
+    if any(row.split is not None for row in tags.rows):
+        chosen = {pictures.resolve(row.name) for row in tags.rows if row.split == split}
+        return f"column `split` of {tags.where}", [name for name in resolved if name in chosen]
     if split != data.train_split:
-        return f"{path}, or the column `split` of {root / data.tags}", []
+        return f"{path}, or the column `split` of {tags.where}", []
     # With a list of the val split alone, training takes the others: an image is never in both unless a list says so.
     val_path = root / f"{data.val_split}.txt"
-    kept_out = {pictures.resolve(name) for name in read_lines(val_path)} if val_path.is_file() else set()
-    return str(root / data.tags), [name for name in resolved if name not in kept_out]
+    kept_out = set(_read_list(val_path, pictures)) if val_path.is_file() else set()
+    return tags.where, [name for name in resolved if name not in kept_out]
 
 
-def _item(masks: Path, name: str, pictures: _Pictures, tagged: dict[str, TagRow], classes: list[str]) -> Item:
-    mask = masks / f"{stem_of(name)}.png"
-    item = Item(name, pictures.folder / name, None, mask if mask.is_file() else None)
+def _read_list(path: Path, pictures: Pictures) -> list[str]:
+    return [pictures.resolve(name) for name in read_ids(path, lambda name: bool(pictures.find(name)))]
+
+
+def _item(name: str, pictures: Pictures, tagged: dict[str, TagRow], classes: list[str], masks: Masks) -> Item:
+    item = Item(name, pictures.folder / name, None)
+    if name not in pictures.names:
+        item.problems.append(pictures.missing(name))
     item.problems += [pictures.ambiguous[name]] if name in pictures.ambiguous else []
+    masks.give(item)
     if row := tagged.get(name):
-        item.labels, problems = parse_labels(split_tags(row.labels, classes), classes)
+        item.labels, problems = parse_labels(row.tags, classes)
         item.problems += row.problems + problems
     return item
 
 
-def _log_unused(pictures: _Pictures, tagged: dict[str, TagRow], data: DataSection) -> None:
-    unused = len(pictures.names - tagged.keys())
+def _log_tags(tags: Tags, pictures: Pictures, tagged: dict[str, TagRow] | None) -> None:
+    """What was read and inferred. `tagged`: where the tags list the split, so that other pictures are not used."""
+    if tags.said:
+        log.info(f"tags: {tags.said}")
+    if pictures.loose:
+        log.info(f"tags: {loose_line(pictures.loose)}")
+    unused = len(pictures.names - tagged.keys()) if tagged is not None else 0
     if unused:
-        log.info(f"folder: {unused} pictures under {pictures.folder} have no line in {data.tags} and are not used")
+        file = Path(tags.where).name
+        log.info(f"folder: {unused} pictures under {pictures.folder} have no line in {file} and are not used")

@@ -7,10 +7,8 @@ at once; only what makes the whole data set unreadable is raised here.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +18,7 @@ import numpy as np
 from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.format import key_from_name
-from distwsss.errors import DataError, report_problems
+from distwsss.errors import DataError
 from distwsss.runtime.artifacts import sha256_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -57,17 +55,17 @@ class Listing:
 
     classes: list[str]  # background first
     items: list[Item]
-    labels_from: str  # xml | csv | json | masks | generated | none; recorded in the index and in reports
+    labels_from: str  # xml | csv | json | npy | lists | folders | masks | generated | none; index and reports say it
     where: str = ""  # what lists the images, for messages about an empty split
     extra: dict[str, Any] = field(default_factory=dict)  # what else the index records of this data set
 
 
 @dataclass
 class TagRow:
-    """One line of a CSV of image-level labels."""
+    """The image-level labels of one picture, as a table or another file of tags gives them."""
 
     name: str
-    labels: str
+    tags: list[str]  # class names or indices
     split: str | None
     problems: list[str]
 
@@ -88,6 +86,11 @@ def item_key(item: Item) -> str:
 def plain_name(name: str) -> str:
     """A relative picture name as people write it (`.\\a\\b.jpg`, `./a/b.jpg`) with slashes alone: `a/b.jpg`."""
     return name.replace("\\", "/").removeprefix("./")
+
+
+def fold(name: str) -> str:
+    """Equal for names that differ in letter case and Unicode form only."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def read_source(source: Path | bytes) -> bytes:
@@ -117,11 +120,14 @@ def data_root(data: DataSection) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte order mark. Raises DataError."""
+    """A UTF-8 file, with or without byte order mark, or UTF-16 with one (Excel's). Raises DataError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: found bytes that are not UTF-8 (at {error.start}); save the file as UTF-8") from error
+        raise DataError(
+            f"{path}: found bytes that are not UTF-8 (at {error.start}); save the file as UTF-8 (Excel: `CSV UTF-8`)"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -155,60 +161,11 @@ def check_classes(names: list[str], where: str) -> list[str]:
     return names
 
 
-def read_tags(path: Path) -> list[TagRow]:
-    """A CSV with header: a column `id`, `image` or `file`, a column `labels` or `tags`, and perhaps `split`.
-
-    Raises DataError for another header, a line without an image, or a file that is no CSV. A line with too many or too
-    few cells is a problem of its row.
-    """
-    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from error
-    header = [cell.lower() for cell in lines[0][1]] if lines else []
-    image, labels = _column(header, ("id", "image", "file")), _column(header, ("labels", "tags"))
-    if image is None or labels is None:
-        raise DataError(
-            f"{path}: found header {','.join(header)!r}; allowed: a column `id`, `image` or `file` and a column "
-            "`labels` or `tags`, separated by a comma"
-        )
-    split = _column(header, ("split",))
-    rows, nameless = [], []
-    for number, cells in lines[1:]:
-        found, wanted = len(cells), len(header)
-        cells += [""] * (wanted - found)
-        wrong = f"{path.name} line {number}: found {found} cells; allowed: {wanted}, as in the header (quote commas)"
-        problems = [wrong] if found != wanted else []
-        rows.append(TagRow(cells[image], cells[labels], cells[split] if split is not None else None, problems))
-        if not cells[image]:
-            nameless.append(f"line {number}: no {header[image]}")
-    if nameless:
-        raise DataError(report_problems(f"{path}", nameless))
-    return rows
-
-
-def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
-
-
-def split_tags(text: str, classes: list[str] | None, spaces: bool = True) -> list[str]:
-    """The class names or indices in one cell, separated by `;`, `|` or (where `spaces`) by spaces.
-
-    A part that is the name of a class as a whole is not split at its spaces.
-    """
-    tags = []
-    for part in filter(None, map(str.strip, re.split(r"[;|]", text))):
-        whole = not spaces or (classes is not None and part in classes)
-        tags += [" ".join(part.split())] if whole else part.split()
-    return tags
-
-
 def parse_labels(tags: list[str], classes: list[str]) -> tuple[list[int], list[str]]:
     """Class ids (sorted, each once) of names or indices 1..N, and a problem for each tag that is neither."""
     labels, problems = set(), []
     for tag in tags:
-        index = classes.index(tag) if tag in classes else int(tag) if tag.isascii() and tag.isdigit() else None
+        index = classes.index(tag) if tag in classes else int(tag) if _is_index(tag, classes) else None
         if index is not None and 1 <= index < len(classes):
             labels.add(index)
         else:
@@ -216,11 +173,17 @@ def parse_labels(tags: list[str], classes: list[str]) -> tuple[list[int], list[s
     return sorted(labels), problems
 
 
+def _is_index(tag: str, classes: list[str]) -> bool:
+    """Numbers are indices unless classes are called by numbers."""
+    return tag.isascii() and tag.isdigit() and not any(name.isdigit() for name in classes)
+
+
 def _unknown_class(tag: str, index: int | None, classes: list[str]) -> str:
     if index == 0:
         return f"label {tag!r} is the background, which is not a label; allowed: foreground classes, or no label"
     if index is not None:
         return f"unknown class index {tag}; allowed: 1..{len(classes) - 1}"
-    close = difflib.get_close_matches(tag, classes[1:], n=1)
+    folded = {fold(name): name for name in classes[1:]}
+    close = [folded[each] for each in difflib.get_close_matches(fold(tag), folded, n=1)]
     names = ", ".join(classes[1:21]) + (", ..." if len(classes) > 21 else "")
     return f"unknown class {tag!r}; " + (f"did you mean `{close[0]}`?" if close else f"allowed: {names}")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from distwsss.config.data import DataSection
-from distwsss.data.sources.listing import read_lines
+from distwsss.data.sources.listing import stem_of
+from distwsss.data.sources.lists import read_ids, voc_id
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
@@ -48,7 +49,7 @@ def train_aug_names(files: dict[str, Path]) -> list[str]:
     Raises DataError where a list is missing, or where the lists are as long as the official ones and do not give 10,582
     ids. Shorter lists, of a subset, give a warning with what was found.
     """
-    ids = {name: set(read_lines(path)) for name, path in files.items()}
+    ids = {name: set(map(voc_id, read_ids(path, _is_id))) for name, path in files.items()}
     names = sorted((ids["VOC train"] | ids["SBD train"] | ids["SBD val"]) - ids["VOC val"])
     counts = {name: len(found) for name, found in ids.items()}
     if len(names) != OFFICIAL_TRAIN_AUG:
@@ -58,6 +59,10 @@ def train_aug_names(files: dict[str, Path]) -> list[str]:
         lengths = ", ".join(f"{name} {count} of {OFFICIAL[name]}" for name, count in counts.items())
         log.warning(f"{found}: the lists are a subset or not the official ones ({lengths})")
     return names
+
+
+def _is_id(line: str) -> bool:
+    return len(line.split()) == 1 and stem_of(line) == line
 
 
 def _said(files: dict[str, Path]) -> str:

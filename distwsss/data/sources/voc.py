@@ -15,23 +15,22 @@ import numpy as np
 
 from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
+from distwsss.data.sources.cls_labels import read_cls_labels
 from distwsss.data.sources.listing import (
     Item,
     Listing,
     class_names,
     data_root,
     parse_labels,
-    read_lines,
-    read_tags,
-    split_tags,
 )
+from distwsss.data.sources.lists import read_ids, voc_id
+from distwsss.data.sources.main_lists import read_main
 from distwsss.data.sources.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
+from distwsss.data.sources.tags_csv import Tags, read_tags
+from distwsss.data.sources.voc_classes import VOC_CLASSES
 from distwsss.errors import DataError
+from distwsss.runtime.progress import log
 
-VOC_CLASSES = [
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-]
 LabelReader = Callable[[str], tuple[list[int] | None, list[str]]]  # id -> labels (None: it has none), problems
 MaskFinder = Callable[[str], Path | MatMask | None]
 
@@ -62,7 +61,17 @@ def _split(data: DataSection, root: Path, split: str) -> tuple[str, list[str], M
         sbd = sbd_folder(data)
         files = list_files(lists, sbd)
         return ", ".join(map(str, files.values())), train_aug_names(files), lambda name: _find_mask(root, name, sbd)
-    return str(file), read_lines(file) if file.is_file() else [], lambda name: _find_mask(root, name, None)
+    return str(file), _read_ids(file, root) if file.is_file() else [], lambda name: _find_mask(root, name, None)
+
+
+def _read_ids(file: Path, root: Path) -> list[str]:
+    return [voc_id(name) for name in read_ids(file, lambda name: bool(_find(root, name)))]
+
+
+def _find(root: Path, name: str) -> list[str]:
+    """The id that `name` means, if it has a photograph."""
+    found = voc_id(name)
+    return [found] if (root / "JPEGImages" / f"{found}.jpg").is_file() else []
 
 
 def _find_mask(root: Path, name: str, sbd: Path | None) -> Path | MatMask | None:
@@ -83,15 +92,22 @@ def _item(root: Path, name: str, read_labels: LabelReader, find_mask: MaskFinder
 
 
 def _labels_from(data: DataSection, root: Path, required: bool) -> str:
-    sources = {"xml": "Annotations/**/*.xml", "csv": "cls_labels.csv", "masks": "SegmentationClass"}
-    wanted = ["xml", "csv"] if data.labels_from == "auto" else [data.labels_from]
+    sources = {
+        "xml": "Annotations/**/*.xml",
+        "csv": "cls_labels.csv",
+        "npy": "cls_labels.npy",
+        "lists": "ImageSets/Main/*_*.txt",
+        "masks": "SegmentationClass",
+    }
+    wanted = ["xml", "csv", "npy", "lists"] if data.labels_from == "auto" else [data.labels_from]
     for name in wanted:
         if any(root.glob(sources[name])):  # an empty Annotations/ does not hide cls_labels.csv
             return name
     if required:
         raise DataError(
             f"{root}: found no image-level labels (`data.labels_from: {data.labels_from}`). Allowed: "
-            "Annotations/ID.xml (xml), cls_labels.csv with the header `id,labels` (csv), or `data.labels_from: masks`, "
+            "Annotations/ID.xml (xml), cls_labels.csv with the header `id,labels` (csv), cls_labels.npy (npy), "
+            "ImageSets/Main/CLASS_SPLIT.txt (lists), or `data.labels_from: masks`, "
             "which derives the labels from SegmentationClass/ID.png and says so in every report"
         )
     return "none"
@@ -103,7 +119,12 @@ def _label_reader(labels_from: str, root: Path, classes: list[str]) -> LabelRead
     if labels_from == "masks":
         return lambda name: _mask_labels(root / "SegmentationClass" / f"{name}.png", classes)
     if labels_from == "csv":
-        return _csv_reader(root / "cls_labels.csv", classes)
+        return _table_reader(read_tags(root / "cls_labels.csv", lambda name: _find(root, name), classes), classes)
+    if labels_from == "npy":
+        path = root / "cls_labels.npy"
+        return _table_reader(read_cls_labels(path, lambda name: _find(root, name), classes), classes)
+    if labels_from == "lists":
+        return _table_reader(read_main(root, classes), classes)
     return lambda name: (None, [])
 
 
@@ -126,10 +147,12 @@ def _mask_labels(path: Path, classes: list[str]) -> tuple[list[int] | None, list
     return [int(value) for value in values if 1 <= value < len(classes)], []
 
 
-def _csv_reader(path: Path, classes: list[str]) -> LabelReader:
+def _table_reader(tags: Tags, classes: list[str]) -> LabelReader:
     table: dict[str, tuple[list[int] | None, list[str]]] = {}
-    for row in read_tags(path):
-        labels, problems = parse_labels(split_tags(row.labels, classes), classes)
-        doubled = [f"stands more than once in {path.name}"] if row.name in table else []
-        table[row.name] = (labels, [*row.problems, *problems, *doubled])
+    for row in tags.rows:
+        name = voc_id(row.name)
+        labels, problems = parse_labels(row.tags, classes)
+        doubled = ["stands more than once in the image-level labels"] if name in table else []
+        table[name] = (labels, [*row.problems, *problems, *doubled])
+    log.debug(f"tags: {tags.said}")
     return lambda name: table.get(name, (None, []))

@@ -58,6 +58,10 @@ class _DType:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._code = str(state[1]) + self._code.lstrip("<>|=")
 
+    @property
+    def holds_objects(self) -> bool:
+        return self._code.lstrip("<>|=").startswith("O")
+
     def real(self) -> np.dtype:
         if not NUMBERS.fullmatch(self._code):
             raise pickle.UnpicklingError(f"an array of dtype {self._code!r}")
@@ -70,10 +74,13 @@ class _Array:
     __slots__ = ("array",)
 
     def __init__(self, *empty: Any) -> None:
-        self.array: np.ndarray = np.empty(0, np.float32)
+        self.array: np.ndarray | dict[Any, Any] = np.empty(0, np.float32)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
+        if dtype.holds_objects and shape == () and len(data) == 1 and isinstance(data[0], dict):
+            self.array = data[0]  # how numpy saves a dictionary; no other array of objects is read
+            return
         self.array = _values(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -89,8 +96,8 @@ def _from_buffer(data: Any, dtype: _DType, shape: tuple[int, ...], order: str, a
     return _values(data, dtype, shape, order)
 
 
-def _scalar(dtype: _DType, data: Any) -> np.ndarray:
-    return _values(data, dtype, (), "C")
+def _scalar(dtype: _DType, data: Any) -> Any:
+    return _values(data, dtype, (), "C")[()]  # can be a key
 
 
 def _storage(content: bytes) -> Any:
@@ -147,11 +154,31 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
+def read_npy_dict(path: Path) -> dict[Any, Any]:
+    """The dictionary that `np.save` put into an .npy file (an array of shape () of objects), its arrays as tensors.
+    Raises CheckpointError for any other file; runs nothing that is in it."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if shape != () or not dtype.hasobject:
+                raise pickle.UnpicklingError(f"an array {list(shape)} of {dtype}, not a dictionary")
+            content = _plain(_Reader(file, encoding="latin1").load())
+        if not isinstance(content, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a dictionary")
+    except Exception as error:  # a damaged file may fail in any way
+        raise CheckpointError(
+            f"{path}: not read ({str(error) or type(error).__name__}); allowed: one dictionary of arrays"
+        ) from error
+    return content
+
+
 def _plain(content: Any) -> Any:
+    if isinstance(content, _Array):
+        content = content.array
     if isinstance(content, dict):
         return {name: _plain(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
         return type(content)(_plain(value) for value in content)
-    if isinstance(content, _Array):
-        content = content.array
-    return torch.from_numpy(content) if isinstance(content, np.ndarray) else content
+    return torch.from_numpy(np.asarray(content)) if isinstance(content, np.ndarray | np.generic) else content

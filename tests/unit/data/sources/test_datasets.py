@@ -15,8 +15,9 @@ from distwsss.data.images import encode_palette
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index
 from distwsss.data.sources.datasets import DATASETS
-from distwsss.data.sources.listing import Listing, read_tags, stem_of
-from distwsss.data.sources.voc import VOC_CLASSES
+from distwsss.data.sources.listing import Listing, stem_of
+from distwsss.data.sources.tags_csv import read_tags
+from distwsss.data.sources.voc_classes import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError
 from distwsss.evaluate.stats import tuning_keys
 from distwsss.runtime.layout import images_dir
@@ -289,11 +290,11 @@ def test_folder_indices_need_class_names(folder: Path) -> None:
 
 def test_folder_doubled_ambiguous_and_malformed_rows(folder: Path) -> None:
     picture(folder / "images/a.png")
-    text(folder / "tags.csv", "id,labels\na,dog\nb.c,dog\nb.c.PNG,cat\ne,dog,cat\n")
+    text(folder / "tags.csv", "id,labels,by\na,dog,me\nb.c,dog,me\nb.c.PNG,cat,me\ne,dog,cat,me\n")
     found = problems(listing("folder", folder))
     assert "could be any of a.jpg, a.png" in found["a.jpg"][0]
     assert "duplicate id" in found["b.c.PNG"][0]
-    assert "tags.csv line 5: found 3 cells; allowed: 2" in found["e.jpeg"][0]
+    assert "tags.csv line 5: found 4 cells; allowed: 3" in found["e.jpeg"][0]
 
 
 @pytest.fixture
@@ -351,8 +352,8 @@ def test_folder_has_no_xml(folder: Path) -> None:
     ("content", "message"),
     [
         ("", "found header ''"),
-        ("id;labels\na;1\n", "separated by a comma"),
-        ("name,labels\na,1\n", "found header 'name,labels'"),
+        ("id;words\na;x\n", "found header 'id;words'"),
+        ("who,labels\na,1\n", "found header 'who,labels'"),
         ("id,labels\n,1\n", "line 2: no id"),
         ('id,labels\n"a,1\n', "not valid CSV"),
     ],
@@ -360,13 +361,13 @@ def test_folder_has_no_xml(folder: Path) -> None:
 def test_tags_that_cannot_be_read(tmp_path: Path, content: str, message: str) -> None:
     text(tmp_path / "tags.csv", content)
     with pytest.raises(DataError, match=message):
-        read_tags(tmp_path / "tags.csv")
+        read_tags(tmp_path / "tags.csv", lambda name: [], None)
 
 
 def test_tags_that_are_not_utf8(tmp_path: Path) -> None:
     text(tmp_path / "tags.csv", "id,labels\nö,1\n", "latin-1")
     with pytest.raises(DataError, match="not UTF-8"):
-        read_tags(tmp_path / "tags.csv")
+        read_tags(tmp_path / "tags.csv", lambda name: [], None)
 
 
 def test_stems() -> None:

@@ -1,0 +1,42 @@
+"""What `prepare` says of a listing before it works: classes with counts, and problems in lines. Called by it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+
+from distwsss.data.sources.listing import Listing, stem_of
+
+FEW = 3  # problems of a kind that get a line each
+
+
+def classes_line(listing: Listing) -> str:
+    """The photographs, how many have no tags, and the classes with the photographs of each."""
+    counts = Counter(label for item in listing.items for label in item.labels or [])
+    classes = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(listing.classes) if number)
+    untagged = sum(not item.labels for item in listing.items)
+    return f"{len(listing.items)} photographs, {untagged} without tags; classes: {classes}"
+
+
+def holding_others(classes: list[str]) -> list[str]:
+    """Names of several words of which one is another class: tags that were separated by spaces, perhaps."""
+    return [name for name in classes[1:] if " " in name and any(word in classes for word in name.split())]
+
+
+def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
+    """Problems by image as lines: more than FEW of a kind are one line with their number and the first of them."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, texts in bad:
+        for text in texts:
+            kinds[_kind(name, text)].append(f"{name}: {text}")
+    lines = []
+    for found in kinds.values():
+        lines += found if len(found) <= FEW else [f"{len(found)} images, such as " + "; ".join(found[:FEW]) + "; ..."]
+    return lines
+
+
+def _kind(name: str, text: str) -> str:
+    """`text` without what differs from image to image: its name, what is quoted, numbers."""
+    for own in (name, stem_of(name)):
+        text = text.replace(own, "")
+    return re.sub(r"`[^`]*`|'[^']*'|\d+(, \d+)*", "", text)
