@@ -121,6 +121,16 @@ def _show_config(config: Config | None, given: Arguments) -> None:
 
 
 VERBS: dict[str, Verb] = {
+    "new": Verb(
+        "a configuration for your pictures, with the reason beside every value",
+        lambda _, given: pipeline.new(given.folder, given.output),
+        (
+            _option("folder", metavar="FOLDER", type=Path, help="the data set: images/ and a file of tags, or VOC, COCO"),
+            _option("--output", "-o", metavar="FILE", type=Path, help="the YAML file (default: NAME.yaml, here)"),
+        ),
+        config="none",
+        opens_run=None,
+    ),
     "run": Verb(
         "every stage in turn, from image-level labels to mIoU and pictures",
         lambda config, given: pipeline.run_stages(config, _options(given)),
@@ -281,7 +291,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distwsss",
         description="Weakly supervised semantic segmentation from image-level labels.",
-        epilog="Start with: distwsss run --config demo/shapes. Every stage skips what is complete.",
+        epilog="Start with: distwsss new PICTURES, or distwsss run --config demo/shapes. Every stage skips what is complete.",
     )
     parser.add_argument("--version", action="version", version=f"distwsss {distwsss.__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -170,6 +170,16 @@ def checkpoint_config(verb: str, profile: str | None, overrides: list[str]) -> C
     return config_without_file(verb, {"dataset": "folder"} if verb == "predict" else {}, profile, overrides)
 
 
+def new(folder: Path, output: Path | None) -> Path:
+    """A configuration for the data set in `folder`, by stated rules; returns its path."""
+    from distwsss.planning.new import new
+
+    path = new(folder, output)
+    say(path.read_text(encoding="utf-8"))
+    say(f"Written to {path}. Next: distwsss run --config {path}")
+    return path
+
+
 def predict(
     config: Config, images: list[Path], output: Path, checkpoint: Path | None, multi_scale: bool, crf: bool
 ) -> None:

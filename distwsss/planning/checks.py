@@ -87,7 +87,7 @@ def _packages(config: Config, stages: Collection[str]) -> Iterator[str]:
 def network(section: BackboneSection) -> tuple[list[str], float]:
     """What is wrong with a backbone and its weights, each text a key below `classify.` or `train.`; and its
     parameters."""
-    faults = [f"backbone: {problem}" for problem in _weights(section)]
+    faults = [f"backbone: {problem}" for problem in missing_weights(section)]
     if section.name in PARAMETERS:
         return faults, PARAMETERS[section.name] * 1e6
     import torch
@@ -102,7 +102,7 @@ def network(section: BackboneSection) -> tuple[list[str], float]:
     return faults, float(sum(parameter.numel() for parameter in net.parameters()))
 
 
-def _weights(section: BackboneSection) -> Iterator[str]:
+def missing_weights(section: BackboneSection) -> Iterator[str]:
     """What is missing of the weights that a backbone starts from."""
     from distwsss.models.weights.backbone import lite_file
 

@@ -6,7 +6,6 @@ Called by `pipeline`. As nnU-Net's plan: nothing is tried out, every value has a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import yaml
 import distwsss
 from distwsss.config import Config
 from distwsss.config.load import check_config
+from distwsss.config.networks import BackboneSection
 from distwsss.data.sources.listing import IMAGE_SUFFIXES
 from distwsss.errors import ConfigError, DataError
+from distwsss.planning.checks import missing_weights
 from distwsss.planning.facts import DataFacts, MachineFacts, read_data, read_machine
 from distwsss.planning.plan import about
 from distwsss.planning.rules import Choice, Facts, choose
@@ -29,7 +30,12 @@ DATA_KEYS = {
 }
 
 
-def new(folder: Path, output: Path | None, has_weights: Callable[[str], bool]) -> Path:
+def has_weights(backbone: str) -> bool:
+    """Whether its published weights are here or can be fetched."""
+    return not list(missing_weights(BackboneSection(name=backbone, output_stride=32)))
+
+
+def new(folder: Path, output: Path | None = None) -> Path:
     """Write the configuration for the data set in `folder` to `output` (default: NAME.yaml here); returns its path.
 
     Raises ConfigError for a file that is there already, DataError for a folder that is no data set.

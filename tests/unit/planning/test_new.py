@@ -13,10 +13,6 @@ from distwsss.planning.new import new
 from helpers.small import write_folder
 
 
-def never(name: str) -> bool:
-    raise AssertionError(f"asked for the weights of {name} on a machine without a GPU")
-
-
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -24,7 +20,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_value_has_its_reason(pictures: Path) -> None:
-    path = new(pictures, None, never)
+    path = new(pictures)
     assert path == Path("my_pictures.yaml")
     config = load_config(path)
     assert (config.name, config.data.root) == ("my_pictures", "my pictures")
@@ -37,7 +33,7 @@ def test_every_value_has_its_reason(pictures: Path) -> None:
 
 
 def test_the_file_is_what_was_chosen(pictures: Path) -> None:
-    tree = yaml.safe_load(new(pictures, Path("a.yaml"), never).read_text(encoding="utf-8"))
+    tree = yaml.safe_load(new(pictures, Path("a.yaml")).read_text(encoding="utf-8"))
     assert tree["classify"]["optim"]["duration"] == "100 steps"
     assert tree["train"]["holdout"] == 0.2  # half of the pictures have masks
     assert tree["hardware"] == {"executor": "local"}
@@ -46,7 +42,7 @@ def test_the_file_is_what_was_chosen(pictures: Path) -> None:
 def test_nothing_is_written_over(pictures: Path) -> None:
     Path("a.yaml").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"a\.yaml is there already"):
-        new(pictures, Path("a.yaml"), never)
+        new(pictures, Path("a.yaml"))
     assert Path("a.yaml").read_text(encoding="utf-8") == "mine"
 
 
@@ -56,10 +52,10 @@ def test_pictures_beside_their_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for path in (root / "images").iterdir():
         path.rename(root / path.name)
     (root / "images").rmdir()
-    assert load_config(new(root, None, never)).data.images == "."
+    assert load_config(new(root)).data.images == "."
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found no folder"):
-        new(tmp_path / "nothing", tmp_path / "a.yaml", never)
+        new(tmp_path / "nothing", tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()
