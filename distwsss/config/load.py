@@ -246,6 +246,15 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def is_dump(text: bytes) -> bool:
+    """Whether `text` is YAML as `dump_yaml` writes it: no comment, order or form of somebody's own."""
+    try:
+        tree = yaml.safe_load(text)
+        return isinstance(tree, dict) and yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode() == text
+    except (yaml.YAMLError, UnicodeError):
+        return False
+
+
 def shown_yaml(config: Config) -> str:
     """`dump_yaml` for eyes and reports: with stars for credentials in URLs."""
     return without_credentials(dump_yaml(config))

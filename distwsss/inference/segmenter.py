@@ -26,6 +26,7 @@ from distwsss.models.segmenters import SEGMENTERS
 from distwsss.runtime.artifacts import read_pointer, write_bytes
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.layout import BEST, LAST, pointer, pointers_below, segmenter_dir
+from distwsss.runtime.signature import not_ours, signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +44,31 @@ class Prediction:
         return with_legend(overlay(self.image, self.labels), self.labels, self.classes)
 
     def save(self, folder: str | Path, name: str) -> Path:
-        """Write FOLDER/NAME.png (palette PNG of class ids) and FOLDER/NAME.overlay.jpg; returns the PNG's path."""
+        """Write FOLDER/NAME.png (palette PNG of class ids) and FOLDER/NAME.overlay.jpg; returns the PNG's path.
+
+        Earlier predictions are written anew. Raises ConfigError where other files lie there.
+        """
         png, jpg = prediction_files(Path(folder), name)
-        write_bytes(png, encode_palette(self.labels))
-        write_bytes(jpg, encode_jpeg(np.asarray(self.overlay()), quality=90, subsampling=2))
+        check_outputs([png, jpg])
+        write_bytes(png, signed(encode_palette(self.labels)))
+        write_bytes(jpg, signed(encode_jpeg(np.asarray(self.overlay()), quality=90, subsampling=2)))
         return png
 
 
 def prediction_files(folder: Path, name: str) -> tuple[Path, Path]:
     """Where a prediction called `name` is saved: its label map and its overlay."""
     return folder / f"{name}.png", folder / f"{name}.overlay.jpg"
+
+
+def check_outputs(targets: list[Path]) -> None:
+    """Raises ConfigError where files lie at `targets` that are no predictions as they were written."""
+    found = [str(target) for target in targets if not_ours(target)]
+    if found:
+        some = ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+        raise ConfigError(
+            f"{len(found)} files would be overwritten that distwsss did not write, or that were changed since: {some}; "
+            "nothing was written. Name another output folder, or move them away"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from distwsss.data.shards.format import key_from_name
 from distwsss.errors import DataError, report_problems
 from distwsss.runtime.artifacts import sha256_bytes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 MOST_CLASSES = 255  # masks are uint8 and 255 means ignore
 
