@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, stem_of
-from distwsss.errors import ConfigError, DataError, report_problems
+from distwsss.errors import ConfigError, DataError, counted, relative_to, report_problems
 from distwsss.inference.segmenter import Segmenter, check_outputs, prediction_files
 from distwsss.runtime.progress import log, track
 
@@ -31,7 +31,8 @@ def find_pictures(inputs: list[Path], output: Path) -> tuple[list[Picture], list
     """
     found: list[Picture] = []
     problems: list[str] = []
-    for given in map(Path.absolute, inputs):
+    for path in inputs:
+        given = path.absolute()
         if given.is_dir():
             paths, others = _search(given, output)
             found += [Picture(path, Path(stem_of(str(path.relative_to(given))))) for path in paths]
@@ -44,7 +45,7 @@ def find_pictures(inputs: list[Path], output: Path) -> tuple[list[Picture], list
         elif given.is_file():
             found.append(Picture(given, Path(stem_of(given.name))))
         else:
-            what = "a link that leads nowhere" if given.is_symlink() else "not found"
+            what = "a link that leads nowhere" if path.is_symlink() else f"not found{relative_to(path)}"
             problems.append(f"{given}: {what}")
     return _without_clashes(found, problems, output)
 
@@ -153,7 +154,9 @@ def predict(
             problems.append(str(error))
             continue
         written.append(prediction.save(output, str(picture.name)))
-    log.info(f"predict: {len(written)} label maps in {output}")
+    log.info(f"predict: {counted(len(written), 'label map')} in {output}")
     if problems:
-        raise DataError(report_problems(f"predict: {len(written)} pictures done; these could not be", problems))
+        raise DataError(
+            report_problems(f"predict: {counted(len(written), 'picture')} done; these could not be", problems)
+        )
     return written

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.stages import EvaluateSection
 from distwsss.data.images import decode_image, encode_jpeg, encode_palette, to_rgb
-from distwsss.errors import CheckpointError, ConfigError, DataError
+from distwsss.errors import CheckpointError, ConfigError, DataError, counted, relative_to
 from distwsss.inference.pictures import overlay, with_legend
 from distwsss.inference.postprocess import crf_marginals
 from distwsss.inference.views import predict_probabilities, views_of
@@ -66,8 +66,8 @@ def check_outputs(targets: list[Path]) -> None:
     if found:
         some = ", ".join(found[:3]) + ", ..." * (len(found) > 3)
         raise ConfigError(
-            f"{len(found)} files would be overwritten that distwsss did not write, or that were changed since: {some}; "
-            "nothing was written. Name another output folder, or move them away"
+            f"{counted(len(found), 'file')} would be overwritten that distwsss did not write, or that changed since: "
+            f"{some}; nothing was written. Name another output folder, or move them away"
         )
 
 
@@ -173,9 +173,11 @@ def locate_checkpoint(path: Path) -> Path:
 
     Raises CheckpointError where there is none, or where it does not verify.
     """
-    path = path.absolute()
+    given, path = path, path.absolute()
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder; allowed: a run folder, a checkpoint folder, LAST or BEST")
+        raise CheckpointError(
+            f"{path}: no such folder{relative_to(given)}; allowed: a run folder, a checkpoint folder, LAST or BEST"
+        )
     if path.is_dir() and not (path / CONFIG).is_file():
         below = pointers_below(path)
         if not any(found.is_file() for found in below):

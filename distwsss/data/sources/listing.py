@@ -20,7 +20,7 @@ import numpy as np
 from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.format import key_from_name
-from distwsss.errors import DataError, report_problems
+from distwsss.errors import DataError, relative_to, report_problems
 from distwsss.runtime.artifacts import sha256_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -112,7 +112,10 @@ def data_root(data: DataSection) -> Path:
         raise DataError(f"`data.root` is not set, and dataset `{data.dataset}` needs it; use --set data.root=PATH")
     root = Path(data.root).absolute()
     if not root.is_dir():
-        raise DataError(f"`data.root`: found no folder {root}; use --set data.root=PATH with an existing one")
+        raise DataError(
+            f"`data.root`: found no folder {root}{relative_to(data.root)}; use --set data.root=PATH with an "
+            "existing one"
+        )
     return root
 
 

@@ -76,7 +76,7 @@ def test_bad_pictures_are_named_after_the_others_are_done(run: tuple[Config, Pat
     (photos / "page.png").write_text("<html>")
     with pytest.raises(DataError) as caught:
         predict(open_segmenter(config), [photos, tmp_path / "absent"], tmp_path / "out")
-    for name in ("cut.jpg", "page.png", "absent: not found", "1 pictures done", "3 problems"):
+    for name in ("cut.jpg", "page.png", "absent: not found", "1 picture done", "3 problems"):
         assert name in str(caught.value)
     assert everything(tmp_path / "out") == ["good.overlay.jpg", "good.png"]
 
@@ -185,7 +185,7 @@ def test_earlier_predictions_are_written_anew_until_somebody_changes_one(
     with pytest.raises(ConfigError, match=r"2 files would be overwritten .*out/a\.png, .*out/b\.overlay\.jpg; nothing"):
         predict(segmenter, [tmp_path / "a.jpg", tmp_path / "b.jpg"], output)
     assert snapshot(output) == before
-    with pytest.raises(ConfigError, match="1 files would be overwritten"):
+    with pytest.raises(ConfigError, match="1 file would be overwritten"):
         segmenter.predict(tmp_path / "a.jpg").save(output, "a")
     assert snapshot(output) == before
 
