@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from distwsss.config import Config
 from distwsss.config.load import check_config
-from distwsss.data.batches.loader import Batch, MicroBatches, read_batches, share_batch
+from distwsss.data.batches.loader import Batch, MicroBatches, share_batch
 from distwsss.data.batches.transforms import augment_sample
+from distwsss.data.batches.workers import read_batches
 from distwsss.data.images import decode_clean, decode_image, decode_mask, encode_clean, encode_gray, encode_palette
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index

@@ -6,6 +6,8 @@ A message says what was found, where (file, key or image id), what is allowed an
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DistwsssError(Exception):
     """Base of the errors below; `exit_code` is what the process returns."""
@@ -54,9 +56,20 @@ def no_cuda(where: str) -> ConfigError:
     return ConfigError(f"device (`hardware.device`): found 'cuda', but {where} offers none; allowed: auto or cpu")
 
 
+def counted(number: int, what: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def relative_to(given: object) -> str:
+    """What to put behind a path that was not found, and was given as `given`: what a relative one is relative to."""
+    relative = not Path(str(given)).is_absolute()
+    return f" (relative to the folder where the command was started, {Path.cwd()})" if relative else ""
+
+
 def report_problems(title: str, problems: list[str], most: int = 50) -> str:
     """One message for many problems: a title, then a line each (the first `most`, then a count)."""
     lines = [f"  {problem}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  ... and {len(problems) - most} more")
-    return "\n".join([f"{title} ({len(problems)} problem{'s' if len(problems) != 1 else ''}):", *lines])
+    return "\n".join([f"{title} ({counted(len(problems), 'problem')}):", *lines])

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distwsss.config import Config
+from distwsss.config.hints import mistyped
 from distwsss.config.load import config_without_file
-from distwsss.errors import ConfigError, ShardError, report_problems
+from distwsss.errors import ConfigError, ShardError, counted, report_problems
 from distwsss.runtime import ranks
 from distwsss.runtime.layout import images_dir, shard_dir
 from distwsss.runtime.progress import log, say, setup_logging
@@ -23,15 +24,28 @@ from distwsss.runtime.storage import folder_at
 if TYPE_CHECKING:
     from distwsss.planning.plan import Plan
 
+RESUME = ("auto", "must", "never")
+
 
 @dataclass(frozen=True)
 class Options:
-    """What the stages of a run take beside the configuration, as the verbs' options of the same names."""
+    """What the stages of a run take beside the configuration, as the verbs' options of the same names.
+
+    Raises ConfigError for a `resume` that is no folder, but almost one of its words.
+    """
 
     resume: str = "auto"
     on_bad: str = "fail"
     init_from: Path | None = None
     classifiers_from: Path | None = None  # a folder of earlier classifiers, P below it, whose weights to go on from
+
+    def __post_init__(self) -> None:
+        meant = None if Path(self.resume).exists() else mistyped(self.resume, RESUME)
+        if meant and self.resume not in RESUME:
+            raise ConfigError(
+                f"--resume {self.resume}: found no such folder, nor is it one of {', '.join(RESUME)}; did you mean "
+                f"`{meant}`?"
+            )
 
 
 def prepare(config: Config, options: Options = Options()) -> None:
@@ -188,7 +202,7 @@ def predict(
     from distwsss.inference.segmenter import open_segmenter
 
     paths = predict(open_segmenter(config, checkpoint), images, output, multi_scale, crf)
-    say(f"{len(paths)} predictions in {output}")
+    say(f"{counted(len(paths), 'prediction')} in {output}")
 
 
 def submit(config: Config, output: Path, split: str, checkpoint: Path | None, multi_scale: bool, crf: bool) -> None:

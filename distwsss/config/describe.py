@@ -38,7 +38,7 @@ def describe(config: Config | None = None) -> str:
 
 def _section(model: type[BaseModel], values: Any, defaults: Any, prefix: str) -> Iterator[str]:
     """values: of the configuration, None without one; defaults: of the section around, None where it has none."""
-    inner = {name: _model_of(field.annotation) for name, field in model.model_fields.items()}
+    inner = {name: model_of(field.annotation) for name, field in model.model_fields.items()}
     for name, field in model.model_fields.items():
         if inner[name] in (None, CRFParams):
             yield from _key(f"{prefix}{name}", field, values, _default(field, defaults, name), name)
@@ -84,7 +84,8 @@ def _own_words(model: type[BaseModel]) -> str:
     return " ".join((model.__doc__ or "").split("\n\n")[0].split()) if "__doc__" in vars(model) else ""
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation names, if it does."""
     options = [annotation, *typing.get_args(annotation)]
     options += [typing.get_args(option)[0] for option in options if typing.get_origin(option) is typing.Annotated]
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from distwsss.config.crf import CRF_PARAMS
 from distwsss.config.hardware import without_credentials
+from distwsss.config.hints import unknown_key
 from distwsss.config.schema import Config
 from distwsss.errors import ConfigError, report_problems
 
@@ -136,20 +137,6 @@ def find_file(option: str, name: str | Path, kind: str, suffix: str = ".yaml") -
     raise ConfigError(f"{option} {name}: no such file; looked for {looked}; {hint}")
 
 
-def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    """Keys allowed in the section that holds the unknown key at `location`."""
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        annotation = field.annotation if field else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not sections:
-            return []
-        model = sections[0]
-    return list(model.model_fields)
-
-
 def _source(dotted: str, origin: dict[str, str], default: str) -> str:
     """What set `dotted`, or the section around it."""
     parts = dotted.split(".")
@@ -171,10 +158,7 @@ def _describe_key(error: dict[str, Any], message: str, origin: dict[str, str], d
     dotted = ".".join(map(str, location))
     where = _source(dotted, origin, default)
     if error["type"] == "extra_forbidden":
-        allowed = _allowed_keys(location)
-        close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean `{close[0]}`?" if close else f"allowed: {', '.join(allowed)}"
-        return f"{where}: `{dotted}`: unknown key; {hint}"
+        return f"{where}: `{dotted}`: unknown key; {unknown_key(dotted)}"
     if error["type"] == "missing":
         return f"{where}: `{dotted}`: missing; this key has no default"
     message = message[0].lower() + message[1:] if message[:5] == "Input" else message
@@ -244,6 +228,15 @@ def check_config(tree: dict[str, Any], origin: dict[str, str] | None = None, whe
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML, keys in schema order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def is_dump(text: bytes) -> bool:
+    """Whether `text` is YAML as `dump_yaml` writes it: no comment, order or form of somebody's own."""
+    try:
+        tree = yaml.safe_load(text)
+        return isinstance(tree, dict) and yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode() == text
+    except (yaml.YAMLError, UnicodeError):
+        return False
 
 
 def shown_yaml(config: Config) -> str:

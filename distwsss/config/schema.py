@@ -79,7 +79,8 @@ class Config(Section):
                 faults.append(f"seeds.vote_on: found {name!r} {voters.count(name)} times; allowed: each once")
         for key, t in (("seeds.threshold", self.seeds.threshold), ("train.vote_threshold", self.train.vote_threshold)):
             if t is not None and t > len(voters):
-                faults.append(f"{key}: found {t}, but only {len(voters)} seeds vote; allowed: 1..{len(voters)}")
+                voting = "1 seed votes" if len(voters) == 1 else f"{len(voters)} seeds vote"
+                faults.append(f"{key}: found {t}, but only {voting}; allowed: 1..{len(voters)}")
         return faults
 
     def _later_faults(self) -> list[str]:

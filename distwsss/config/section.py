@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 NEUTRAL: dict[str, Any] = {"neutral": True}
 LATER: dict[str, Any] = {"later": True}
@@ -46,21 +46,28 @@ DURATIONS = Allowed("a number with a unit, `20000 steps`, `20 epochs` or `10%`")
 LENGTHS = Allowed("a number of steps or epochs above 0, `20000 steps` or `20 epochs`")
 
 
-def _duration(text: str) -> str:
+def _as_text(value: Any) -> Any:
+    """A number alone, as those write it who mean epochs, gets the message of a text without a unit."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _duration(text: str, allowed: Allowed = DURATIONS) -> str:
     if not DURATION.match(text):
-        raise ValueError(f"allowed: {DURATIONS.text}")
+        number = re.match(r"\s*(\d+)", text)
+        hint = f"; did you mean `{number[1]} epochs` or `{number[1]} steps`?" if number else ""
+        raise ValueError(f"allowed: {allowed.text}{hint}")
     return text
 
 
 def _length(text: str) -> str:
     """A training's own length: at least one step, and not a share of itself."""
-    if not DURATION.match(text) or "%" in text or duration_to_steps(text, samples=1, global_batch=1) < 1:
+    if "%" in _duration(text, LENGTHS) or duration_to_steps(text, samples=1, global_batch=1) < 1:
         raise ValueError(f"allowed: {LENGTHS.text}")
     return text
 
 
-Duration = Annotated[str, AfterValidator(_duration), DURATIONS]
-Length = Annotated[str, AfterValidator(_length), LENGTHS]
+Duration = Annotated[str, BeforeValidator(_as_text), AfterValidator(_duration), DURATIONS]
+Length = Annotated[str, BeforeValidator(_as_text), AfterValidator(_length), LENGTHS]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 

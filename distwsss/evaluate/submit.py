@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from distwsss.runtime.progress import log, track
 MEMBER = "results/VOC2012/Segmentation/comp6_{split}_cls/{name}.png"
 SUFFIXES = (".tgz", ".tar.gz")
 TEST_IMAGES = 1456  # in VOC 2012's ImageSets/Segmentation/test.txt
+PACKED = "distwsss-submit.tar"  # what the archive says was packed, by which `submit` knows its own
 PALETTE = (8, 3)  # bit depth and colour type in a PNG's header
 Predict = Callable[[np.ndarray], Tensor]  # uint8[H,W,3] -> float32[K,H,W]
 Sizes = dict[str, tuple[int, int]]  # member -> H, W of the photograph, in the order of the list
@@ -86,10 +88,20 @@ def _check_request(config: Config, output: Path) -> None:
         raise ConfigError(f"submit: `data.dataset` is {config.data.dataset!r}; allowed: voc, whose server it is for")
     if not output.name.endswith(SUFFIXES) or output.is_dir():
         raise ConfigError(f"submit --output {output}: allowed: a file called NAME{' or NAME'.join(SUFFIXES)}")
+    if os.path.lexists(output) and not _is_archive(output):
+        raise ConfigError(f"submit --output {output}: is there, and submit did not write it; name another, or move it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"submit --output {output}: its folder cannot be made ({error.strerror})") from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether `submit` wrote it: the header of the gzip says what it was called before (byte 3: that it says so)."""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(11 + len(PACKED))
+        return head[3:4] == b"\x08" and head[10:] == PACKED.encode() + b"\0"
+    return False
 
 
 def _images(config: Config, split: str) -> list[Item]:
@@ -112,7 +124,7 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
     """A gzipped tar to write; equal members give equal bytes."""
     with (
         path.open("wb") as file,
-        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped,
+        gzip.GzipFile(PACKED, "wb", fileobj=file, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w:", format=tarfile.USTAR_FORMAT) as tar,
     ):
         yield tar

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.stages import EvaluateSection
 from distwsss.data.images import decode_image, encode_jpeg, encode_palette, to_rgb
-from distwsss.errors import CheckpointError, ConfigError, DataError
+from distwsss.errors import CheckpointError, ConfigError, DataError, counted, relative_to
 from distwsss.inference.pictures import overlay, with_legend
 from distwsss.inference.postprocess import crf_marginals
 from distwsss.inference.views import predict_probabilities, views_of
@@ -26,6 +26,7 @@ from distwsss.models.segmenters import SEGMENTERS
 from distwsss.runtime.artifacts import read_pointer, write_bytes
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.layout import BEST, LAST, pointer, pointers_below, segmenter_dir
+from distwsss.runtime.signature import not_ours, signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +44,31 @@ class Prediction:
         return with_legend(overlay(self.image, self.labels), self.labels, self.classes)
 
     def save(self, folder: str | Path, name: str) -> Path:
-        """Write FOLDER/NAME.png (palette PNG of class ids) and FOLDER/NAME.overlay.jpg; returns the PNG's path."""
+        """Write FOLDER/NAME.png (palette PNG of class ids) and FOLDER/NAME.overlay.jpg; returns the PNG's path.
+
+        Earlier predictions are written anew. Raises ConfigError where other files lie there.
+        """
         png, jpg = prediction_files(Path(folder), name)
-        write_bytes(png, encode_palette(self.labels))
-        write_bytes(jpg, encode_jpeg(np.asarray(self.overlay()), quality=90, subsampling=2))
+        check_outputs([png, jpg])
+        write_bytes(png, signed(encode_palette(self.labels)))
+        write_bytes(jpg, signed(encode_jpeg(np.asarray(self.overlay()), quality=90, subsampling=2)))
         return png
 
 
 def prediction_files(folder: Path, name: str) -> tuple[Path, Path]:
     """Where a prediction called `name` is saved: its label map and its overlay."""
     return folder / f"{name}.png", folder / f"{name}.overlay.jpg"
+
+
+def check_outputs(targets: list[Path]) -> None:
+    """Raises ConfigError where files lie at `targets` that are no predictions as they were written."""
+    found = [str(target) for target in targets if not_ours(target)]
+    if found:
+        some = ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+        raise ConfigError(
+            f"{counted(len(found), 'file')} would be overwritten that distwsss did not write, or that changed since: "
+            f"{some}; nothing was written. Name another output folder, or move them away"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +173,11 @@ def locate_checkpoint(path: Path) -> Path:
 
     Raises CheckpointError where there is none, or where it does not verify.
     """
-    path = path.absolute()
+    given, path = path, path.absolute()
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder; allowed: a run folder, a checkpoint folder, LAST or BEST")
+        raise CheckpointError(
+            f"{path}: no such folder{relative_to(given)}; allowed: a run folder, a checkpoint folder, LAST or BEST"
+        )
     if path.is_dir() and not (path / CONFIG).is_file():
         below = pointers_below(path)
         if not any(found.is_file() for found in below):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,10 +30,12 @@ def convert_weights(source: Path, output: Path, backbone: str | None = None) -> 
     With `backbone` the names become that backbone's, classification layers are left out, and the rest must fit it
     exactly; without, names stay. The metadata say where the weights come from: file name, its format and sha256; equal
     input gives equal bytes. Raises CheckpointError as `read_weights` and `weights.fitted`, ConfigError for an `output`
-    that is no safetensors file or is the source.
+    that is no safetensors file, is the source, or is a file that this did not write.
     """
     if output.suffix != SUFFIX or output.resolve() == source.resolve():
         raise ConfigError(f"-o {output}: allowed: another file than the source, named *{SUFFIX}")
+    if os.path.lexists(output) and not _is_converted(output):
+        raise ConfigError(f"-o {output}: is there, and convert-weights did not write it; name another, or move it away")
     path, rest = weights_file(source), ""
     if backbone is None:
         tensors = read_weights(path)
@@ -44,6 +48,15 @@ def convert_weights(source: Path, output: Path, backbone: str | None = None) -> 
     packed = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_bytes(output, _ordered(save(packed, metadata)))
     return _summary(output, tensors, metadata, rest)
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether this module wrote the file: only it says where the weights were read from."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {"origin", "sha256", "source_format"} <= (file.metadata() or {}).keys()
+    except (OSError, SafetensorError):
+        return False
 
 
 def _state(backbone: str) -> Tensors:

@@ -15,7 +15,7 @@ from distwsss.data.images import IGNORE, voc_palette
 from distwsss.data.made_with import check_images, check_segmenter, check_vote
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
-from distwsss.errors import CheckpointError
+from distwsss.errors import CheckpointError, DataError
 from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, table_rows
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.report import page, pictures
@@ -37,6 +37,7 @@ from distwsss.runtime.layout import (
     pseudo_dir,
     quality_file,
     report_file,
+    run_dir,
     seeds_dir,
     segmenter_dir,
 )
@@ -232,8 +233,8 @@ def _check_made_with(config: Config, images: ShardIndex) -> None:
 def write_report(config: Config) -> Path:
     """Write run_dir/report/index.html, self-contained (no network, no scripts), and return its path.
 
-    Raises ShardError or CheckpointError for damaged results, ConfigError for those of other parameters;
-    missing ones are shown as "not run".
+    Raises ShardError or CheckpointError for damaged results, ConfigError for those of other parameters, DataError where
+    there is none at all; a stage that is missing is shown as "not run".
     """
     found = {role: _index(images_dir(config, role), "images") for role in ROLES}
     indexes = {role: index for role, index in found.items() if index is not None}
@@ -242,6 +243,9 @@ def write_report(config: Config) -> Path:
     quality = _json(quality_file(config))
     records = {path.stem: read_json(path) for path in sorted(evaluate_dir(config).glob("*.json"))}
     evaluations = {name: record for name, record in records.items() if "miou" in record}
+    trained = [metrics_file(classifier_dir(config, p)) for p in config.classify.dropouts]
+    if not (indexes or quality or evaluations or any(path.is_file() for path in trained)):
+        raise DataError(f"report: no stage has left a result in {run_dir(config)}; run `distwsss run` first")
     sections = [
         _headline(evaluations, quality),
         _data(config, indexes),

@@ -29,6 +29,11 @@ from distwsss.runtime.storage import Folder, Scratch, folder_at
 Role: TypeAlias = Literal["train", "val"]
 ROLES: tuple[Role, ...] = ("train", "val")
 LAST, BEST = "LAST", "BEST"
+# what a run writes into its folder
+RUN_CONTENTS = (
+    *("config.yaml", "command.txt", "env.json", "exit.json", "lock"),
+    *("prepare", "classify", "seeds", "train", "evaluate", "report"),
+)
 CHECKPOINTS, DONE, METRICS = "checkpoints", "done.json", "metrics.jsonl"
 
 

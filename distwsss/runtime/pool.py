@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 from distwsss.errors import RunError
+from distwsss.runtime import shared_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -68,7 +69,8 @@ def spawn_pool(workers: int, told: Any = None) -> Iterator[ProcessPoolExecutor]:
     """A pool of `workers` processes that end when this one does, however it ends, and when the block raises.
     `told`: the queue of what their work tells."""
     # spawn: a fork of a process whose OpenMP threads run can hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (told,))
+    with shared_memory.needed("worker processes", "hardware.workers"):
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (told,))
     try:
         yield pool
     except BaseException:

@@ -23,11 +23,13 @@ from typing import Any
 
 from distwsss.config.hardware import RaySection
 from distwsss.errors import ConfigError, LaunchError, RunError, no_cuda, report_problems
+from distwsss.runtime import shared_memory
 from distwsss.runtime.progress import log
 from distwsss.runtime.stop import sigterm_interrupts
 from distwsss.runtime.storage import Folder
 
 ANSWER_SECONDS = 120.0  # a ray.get of what is ready already, or an answer from Ray itself
+SMALL_STORE_MB = 256  # Ray's own store is a third of the memory, usually more than that
 START_SECONDS = 300.0  # a process that is placed and imports our code
 
 
@@ -134,6 +136,11 @@ def connect(section: RaySection, cpus: int) -> Iterator[None]:
         # Ray's own 15 starves beside any other process: its workers are the user's work, at the user's niceness
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: listen on 127.0.0.1 only
+        if shared_memory.room()[0] < (section.object_store_mb or SMALL_STORE_MB) << 20:  # Ray says so to its own log
+            log.warning(
+                f"Ray: {shared_memory.described()}: its objects go to files in /tmp, which is slower; "
+                f"{shared_memory.MORE}, or use --executor local"
+            )
     import ray
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -30,11 +31,36 @@ class StopSignal:
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
+        self._patience = 0.0
+        self._timer: threading.Timer | None = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        if self._patience:
+            self._begin_timer(self._patience)
+
+    @contextmanager
+    def waiting(self, seconds: float) -> Iterator[None]:
+        """The block waits for what may never come: once asked to stop, it is interrupted after so many seconds."""
+        self._patience = seconds
+        if self.asked:
+            self._begin_timer(seconds)
+        try:
+            yield
+        finally:
+            self._patience = 0.0
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
+
+    def _begin_timer(self, seconds: float) -> None:
+        """A second SIGINT later, as from the keyboard: no thread but the main one can be interrupted."""
+        if self._timer is None and threading.current_thread() is threading.main_thread():
+            self._timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+            self._timer.daemon = True
+            self._timer.start()
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():

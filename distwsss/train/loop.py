@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from distwsss.config.hardware import HardwareSection
 from distwsss.config.section import duration_to_steps
-from distwsss.data.batches.loader import MicroBatches, Share, read_batches, share_batch
+from distwsss.data.batches.loader import MicroBatches, Share, share_batch
+from distwsss.data.batches.workers import death_of_worker, read_batches
 from distwsss.errors import CheckpointError, ConfigError, RunError
 from distwsss.models.backbones.build import sync_norms
 from distwsss.models.export import WEIGHTS, load_weights
@@ -130,6 +131,10 @@ def _fit(
             train_steps(run, loader, start, stop)
         except torch.OutOfMemoryError as error:
             raise oom_advice(error, task.name, hardware, share, task.augment.crop) from error
+        except RuntimeError as error:
+            if (said := death_of_worker(error)) is None:
+                raise
+            raise said from error
         writer.wait()
         accelerator.wait_for_everyone()
         if run.main():

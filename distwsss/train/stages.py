@@ -28,7 +28,7 @@ from distwsss.runtime.layout import (
 )
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
-from distwsss.runtime.run_folder import config_text
+from distwsss.runtime.run_folder import check_training_folder, config_text
 from distwsss.train.earlier import start_classifier
 from distwsss.train.loop import fit
 from distwsss.train.measure import measure, tell
@@ -70,6 +70,7 @@ def train_classifier(job: ClassifierJob) -> None:
     """Train one classifier in this process and measure it. A lock, held by rank 0, keeps out other runs that share the
     classifiers and the worker of a driver that was killed a moment ago."""
     folder = classifier_dir(job.config, job.dropout)
+    check_training_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(training_lock(folder), timeout=ORPHAN_SECONDS) if ranks.rank() == 0 else nullcontext()
     try:

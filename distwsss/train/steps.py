@@ -43,6 +43,8 @@ from distwsss.train.meter import FIRST, Meter
 from distwsss.train.optim import lr_factor, set_lr
 from distwsss.train.task import Task
 
+PATIENCE = 10.0  # seconds for a batch to come after a signal; a worker that hangs must not keep the process
+
 
 @dataclass
 class Run:
@@ -102,7 +104,8 @@ def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal)
     bar = step_bar(start, total, run.task.name)
     for step in bar:
         run.watch.step(step)
-        batches, error = _read(loader, run.accelerator.gradient_accumulation_steps)
+        with stop.waiting(PATIENCE):
+            batches, error = _read(loader, run.accelerator.gradient_accumulation_steps)
         agreed = _agree(run, batches, stop, error or run.writer.failed())
         if agreed.stopping:
             _stop(run, step, agreed.may_save)

@@ -26,7 +26,8 @@ if __name__ == "__main__":
 LOADER = """
 import os, time
 from torch.utils.data import Dataset
-from distwsss.data.batches.loader import Share, read_batches
+from distwsss.data.batches.loader import Share
+from distwsss.data.batches.workers import read_batches
 class Slow(Dataset):
     share = Share(0, 1, 1, 1)
     def __len__(self):

@@ -16,6 +16,7 @@ from distwsss import cli
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime import progress, run_folder
 from distwsss.runtime.layout import images_dir
+from helpers.small import snapshot
 
 
 def test_sigterm_outside_training_is_an_interrupt(tiny_file, tmp_path: Path, monkeypatch) -> None:
@@ -53,15 +54,21 @@ def test_a_full_disk_while_exit_json_is_written_hides_nothing(tiny_file, monkeyp
 
 
 def test_showing_results_does_not_rewrite_what_made_them(tiny_file, tmp_path: Path, monkeypatch) -> None:
-    for verb in ("prepare", "predict", "report"):
+    """Nor how the run ended: one that was interrupted has not become complete."""
+
+    def stopped(config, given) -> None:
+        raise KeyboardInterrupt
+
+    for verb in ("predict", "submit", "estimate", "verify", "report"):
         monkeypatch.setitem(cli.VERBS, verb, replace(cli.VERBS[verb], function=lambda config, given: None))
-    described = [tmp_path / "run" / name for name in ("config.yaml", "command.txt", "env.json")]
+    monkeypatch.setitem(cli.VERBS, "prepare", replace(cli.VERBS["prepare"], function=stopped))
     config = ["--config", str(tiny_file())]
-    assert cli.main(["prepare", *config]) == 0
-    before = [path.stat().st_mtime_ns for path in described]
-    assert cli.main(["report", *config, "--set", "seed=7"]) == 0
-    assert cli.main(["predict", *config, "--set", "seed=7", "picture.jpg", "-o", "out"]) == 0
-    assert [path.stat().st_mtime_ns for path in described] == before
+    assert cli.main(["prepare", *config]) == 130
+    before = snapshot(tmp_path / "run")
+    assert {"config.yaml", "command.txt", "env.json", "exit.json"} < before.keys()
+    for words in ("predict picture.jpg -o out", "submit -o a.tgz", "estimate", "verify", "report"):
+        assert cli.main([*words.split(), *config, "--set", "seed=7"]) == 0
+    assert snapshot(tmp_path / "run") == before
 
 
 def test_verify_takes_a_path_or_a_configuration(tiny_file, tiny, tmp_path: Path, capfd) -> None:

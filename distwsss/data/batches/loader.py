@@ -1,4 +1,4 @@
-"""From shards to micro-batches: the data loaders of the training loop. Called by `train.task`.
+"""From shards to micro-batches, which `workers` reads in processes. Called by `train.task` and `train.loop`.
 
 Item i of `MicroBatches` is micro-batch i % accumulation of step i // accumulation on this rank, whole and collated, so
 the order of samples does not depend on the number of workers, and resuming needs only the step.
@@ -7,15 +7,15 @@ the order of samples does not depend on the number of workers, and resuming need
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from distwsss.config.stages import TrainSection
 from distwsss.config.training import AugmentSection
@@ -26,7 +26,7 @@ from distwsss.data.shards.index import Selection, ShardIndex
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.errors import DistwsssError, ShardError
 from distwsss.losses.hybrid import sample_complements
-from distwsss.runtime.pool import end_with_parent
+from distwsss.runtime import shared_memory
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
 Loaded = dict[str, Tensor]  # one sample's fields of `Batch`
@@ -51,13 +51,23 @@ class Batch:
     complements: Tensor | None = None
     empty: bool = False
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `change` applied to its tensors."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+    def map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Batch:
+        """The same batch with `change` applied to its tensors, or to what is of another `kind`."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, kind)}
+        return replace(self, **{name: change(value) for name, value in found.items()})
 
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def to_send(self) -> Batch:
+        """This batch as a worker hands it over: in shared memory, or, where that has no room for twice as much, with
+        arrays for tensors, which go through the worker's pipe. torch would move tensors later, where an error loses the
+        batch and the rank waits for ever."""
+        size = sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        if shared_memory.room()[0] >= 2 * size:
+            with suppress(RuntimeError):  # another process was faster
+                return self.map(Tensor.share_memory_)
+        return self.map(Tensor.numpy)
 
     def pin_memory(self) -> Batch:
         """For torch's DataLoader, which asks this of types that it does not know."""
@@ -95,7 +105,8 @@ class MicroBatches(Dataset[Batch | Exception]):
 
     def __getitem__(self, item: int) -> Batch | Exception:
         try:
-            return self._load(item)
+            batch = self._load(item)
+            return batch if get_worker_info() is None else batch.to_send()
         except (DistwsssError, OSError) as error:
             return error
 
@@ -110,42 +121,6 @@ class MicroBatches(Dataset[Batch | Exception]):
         return Batch(
             keys, **{name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}, empty=empty
         )
-
-
-def _quiet_worker(_: int) -> None:
-    """Signals are for the rank, which saves and then ends its workers; one thread each, as there are several.
-
-    torch's own watch over a killed parent looks every 5 s, and so long the other ranks would wait for it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    end_with_parent()
-
-
-def make_loader(batches: MicroBatches, start_step: int, workers: int) -> DataLoader[Batch | Exception]:
-    """Micro-batches from `start_step` to the end, in order, whatever the number of workers."""
-    todo = range(start_step * batches.share.accumulation, len(batches))
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=todo,
-        num_workers=min(workers, len(todo)),
-        worker_init_fn=_quiet_worker,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def read_batches(batches: MicroBatches, start_step: int, workers: int) -> Generator[Batch, None, None]:
-    """The items of `make_loader`; one that is an error is raised here, in the rank.
-
-    Close it: workers that an error leaves behind do not hear SIGTERM, and the process would wait for them at its end.
-    """
-    for item in make_loader(batches, start_step, workers):
-        if isinstance(item, Exception):
-            raise item
-        yield item
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import numpy as np
 from distwsss.config.data import DataSection
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.format import key_from_name
-from distwsss.errors import DataError
+from distwsss.errors import DataError, relative_to
 from distwsss.runtime.artifacts import sha256_bytes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 MOST_CLASSES = 255  # masks are uint8 and 255 means ignore
 
@@ -115,7 +115,10 @@ def data_root(data: DataSection) -> Path:
         raise DataError(f"`data.root` is not set, and dataset `{data.dataset}` needs it; use --set data.root=PATH")
     root = Path(data.root).absolute()
     if not root.is_dir():
-        raise DataError(f"`data.root`: found no folder {root}; use --set data.root=PATH with an existing one")
+        raise DataError(
+            f"`data.root`: found no folder {root}{relative_to(data.root)}; use --set data.root=PATH with an "
+            "existing one"
+        )
     return root
 
 

@@ -111,6 +111,13 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
+ARRAYS: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": lambda *nothing: None,  # an argument of `_reconstruct`
+    "numpy.dtype": _DType,
+    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+}
 ALLOWED: dict[str, Callable[..., Any]] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,
@@ -121,11 +128,7 @@ ALLOWED: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *rest: data,
     "torch.storage._load_from_bytes": _storage,
-    "numpy.ndarray": lambda *nothing: None,  # an argument of `_reconstruct`
-    "numpy.dtype": _DType,
-    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+    **ARRAYS,
 }
 
 
@@ -146,7 +149,7 @@ def read_pickle(path: Path) -> Any:
     `ALLOWED`, or is damaged."""
     try:
         with path.open("rb") as file:
-            return _plain(_Reader(file, encoding="latin1").load())
+            return plain(_Reader(file, encoding="latin1").load())
     except Exception as error:  # a damaged pickle may fail in any way
         raise CheckpointError(
             f"{path}: not read ({str(error) or type(error).__name__}); allowed: a pickle of arrays, tensors and plain "
@@ -164,7 +167,7 @@ def read_npy_dict(path: Path) -> dict[Any, Any]:
             shape, _, dtype = header(file)
             if shape != () or not dtype.hasobject:
                 raise pickle.UnpicklingError(f"an array {list(shape)} of {dtype}, not a dictionary")
-            content = _plain(_Reader(file, encoding="latin1").load())
+            content = plain(_Reader(file, encoding="latin1").load())
         if not isinstance(content, dict):
             raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a dictionary")
     except Exception as error:  # a damaged file may fail in any way
@@ -174,11 +177,12 @@ def read_npy_dict(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _plain(content: Any) -> Any:
+def plain(content: Any) -> Any:
+    """`content` with tensors for the arrays and scalars in it."""
     if isinstance(content, _Array):
         content = content.array
     if isinstance(content, dict):
-        return {name: _plain(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(_plain(value) for value in content)
+        return {name: plain(value) for name, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(plain(value) for value in content)
     return torch.from_numpy(np.asarray(content)) if isinstance(content, np.ndarray | np.generic) else content

@@ -18,7 +18,7 @@ from distwsss.inference.postprocess import crf_labels
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.export import from_pretrained
-from helpers.small import make_config, picture, write_segmenter
+from helpers.small import make_config, picture, snapshot, write_segmenter
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_bad_pictures_are_named_after_the_others_are_done(run: tuple[Config, Pat
     (photos / "page.png").write_text("<html>")
     with pytest.raises(DataError) as caught:
         predict(open_segmenter(config), [photos, tmp_path / "absent"], tmp_path / "out")
-    for name in ("cut.jpg", "page.png", "absent: not found", "1 pictures done", "3 problems"):
+    for name in ("cut.jpg", "page.png", "absent: not found", "1 picture done", "3 problems"):
         assert name in str(caught.value)
     assert everything(tmp_path / "out") == ["good.overlay.jpg", "good.png"]
 
@@ -136,6 +136,58 @@ def test_a_folder_without_pictures_is_an_error(run: tuple[Config, Path], tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no picture in it"):
         predict(open_segmenter(run[0]), [tmp_path / "empty"], tmp_path / "out")
+
+
+def test_what_a_folder_holds_beside_pictures_is_said(
+    run: tuple[Config, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Links to folders are followed, circles end, other names of JPEG are read; all else is counted in one line."""
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for name in ("photos/a.jpg", "photos/b.JFIF", "elsewhere/c.jpg", "elsewhere/deep/d.jpe"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(len(name)))
+    for name in ("IMG_2.HEIC", "IMG_3.heic", "notes.txt", "._a.jpg"):
+        (photos / name).write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "holiday").symlink_to(elsewhere)
+    (photos / "twice").symlink_to(elsewhere / "deep")
+    (elsewhere / "circle").symlink_to(photos)
+    (photos / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    assert len(predict(open_segmenter(run[0]), [photos], tmp_path / "out")) == 4
+    found = [name for name in everything(tmp_path / "out") if not name.endswith(".overlay.jpg")]
+    assert len(found) == 4
+    assert {"a.png", "b.png", "holiday/c.png"} < set(found)
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    for text in ("left out 7", "2 .heic (IMG_2.HEIC, IMG_3.heic)", "1 .txt (notes.txt)", "1 hidden (._a.jpg)",
+                 "1 link that leads nowhere (lost.jpg)", "2 linked folder seen already", "as JPEG first"):  # fmt: skip
+        assert text in line
+
+
+def test_pictures_of_a_phone_alone_are_an_error_that_says_what_to_do(run: tuple[Config, Path], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/IMG_2.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"no picture in it; .*1 \.heic \(IMG_2\.HEIC\); save .* as JPEG first"):
+        predict(open_segmenter(run[0]), [tmp_path / "photos"], tmp_path / "out")
+
+
+def test_earlier_predictions_are_written_anew_until_somebody_changes_one(
+    run: tuple[Config, Path], tmp_path: Path
+) -> None:
+    output, segmenter = tmp_path / "out", open_segmenter(run[0])
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(picture(len(name)))
+    for inputs in (["a.jpg"], ["a.jpg", "b.jpg"]):
+        predict(segmenter, [tmp_path / name for name in inputs], output)
+    drawn = Image.open(output / "a.png")
+    drawn.putpixel((0, 0), 1 + drawn.getpixel((0, 0)))
+    drawn.save(output / "a.png")
+    (output / "b.overlay.jpg").write_bytes(picture(3))
+    before = snapshot(output)
+    with pytest.raises(ConfigError, match=r"2 files would be overwritten .*out/a\.png, .*out/b\.overlay\.jpg; nothing"):
+        predict(segmenter, [tmp_path / "a.jpg", tmp_path / "b.jpg"], output)
+    assert snapshot(output) == before
+    with pytest.raises(ConfigError, match="1 file would be overwritten"):
+        segmenter.predict(tmp_path / "a.jpg").save(output, "a")
+    assert snapshot(output) == before
 
 
 def test_a_crf_that_is_not_configured_is_an_error(run: tuple[Config, Path], tmp_path: Path) -> None:

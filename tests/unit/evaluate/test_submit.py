@@ -200,13 +200,21 @@ def test_a_segmenter_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_would_be_refused_gets_no_name(
     run: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    submit(run[0], tmp_path / "out/results.tgz", multi_scale=False, crf=False)
+    before = (tmp_path / "out/results.tgz").read_bytes()
     monkeypatch.setattr(module, "encode_palette", encode_gray)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/results.tgz").write_bytes(b"of an earlier time")
     with pytest.raises(DataError, match=r"not written, the server would refuse it.*4 problems"):
         submit(run[0], tmp_path / "out/results.tgz")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.tgz"]
-    assert (tmp_path / "out/results.tgz").read_bytes() == b"of an earlier time"
+    assert (tmp_path / "out/results.tgz").read_bytes() == before
+
+
+def test_an_archive_of_somebody_else_is_left_alone(run: tuple[Config, Path], tmp_path: Path) -> None:
+    by_hand(tmp_path / "results.tgz", [("results/a.png", A)])
+    before = (tmp_path / "results.tgz").read_bytes()
+    with pytest.raises(ConfigError, match=r"results\.tgz: is there, and submit did not write it"):
+        submit(run[0], tmp_path / "results.tgz")
+    assert (tmp_path / "results.tgz").read_bytes() == before
 
 
 # --- what an archive can have wrong, made by hand ---

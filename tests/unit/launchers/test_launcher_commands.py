@@ -258,6 +258,17 @@ def test_configurations_are_there_when_the_image_installs(instructions: list[lis
     assert installs > steps.index("COPY configs configs")
 
 
+def test_the_image_for_cpus_copies_what_is_let_through() -> None:
+    """`Dockerfile` at the top; .dockerignore keeps out all but what the two images copy."""
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    copied = {source for line in text.splitlines() if line.startswith("COPY") for source in line.split()[1:-1]}
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied | {"launchers"} == {line[1:] for line in lines if line.startswith("!")}
+    assert all((REPOSITORY / source).exists() for source in copied)
+    assert "docker run" in text
+    assert "--shm-size" in text
+
+
 def test_the_image_has_extras_that_exist(dockerfile: str, declared: configparser.ConfigParser) -> None:
     extras = {extra for found in re.findall(r"EXTRAS=(\S+)", dockerfile) for extra in found.split(",")}
     assert extras <= set(declared["options.extras_require"])

@@ -19,7 +19,7 @@ from distwsss.config.schema import Config
 from distwsss.data.doubtful import Doubt, read_doubts, write_doubts
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import ShardIndex, load_index
-from distwsss.errors import CheckpointError, ConfigError, ShardError
+from distwsss.errors import CheckpointError, ConfigError, DataError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.stats import seed_quality
 from distwsss.report import pictures
@@ -27,7 +27,7 @@ from distwsss.report.gallery import choose
 from distwsss.report.html import write_report
 from distwsss.report.plots import line_plot, series
 from distwsss.runtime.artifacts import to_json, write_json
-from distwsss.runtime.layout import doubtful_tags_file, images_dir, run_dir
+from distwsss.runtime.layout import doubtful_tags_file, images_dir, report_file, run_dir
 from distwsss.runtime.metrics import read_metrics
 from helpers.small import (
     CLASSES,
@@ -243,22 +243,28 @@ def test_strings_from_data_are_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "absent"),
     [
-        ([], ["evaluate and stats: not run", "prepare: not run", "classify: not run", "train: not run"]),
-        (["images"], ["seeds: not run", "train: not run", "stats (needs masks on train): not run"]),
+        (["images"], ["evaluate and stats: not run", "classify: not run", "seeds: not run", "train: not run"]),
+        (["images"], ["stats (needs masks on train): not run"]),
         (["images", "labels"], ["train: not run", "evaluate: not run"]),
     ],
 )
 def test_missing_stages_are_named(tmp_path: Path, stages: list[str], absent: list[str]) -> None:
     config = settings(tmp_path)
-    if "images" in stages:
-        write_images(config, "train", 2, truth=False)
+    write_images(config, "train", 2, truth=False)
     if "labels" in stages:
         write_labels(config)
     said = Reader(write_report(config).read_text(encoding="utf-8")).text()
     for line in absent:
         assert line in said
-    assert ("prepare: not run" in said) == ("images" not in stages)
+    assert "prepare: not run" not in said
     assert ("pseudo-label" in said) == ("labels" in stages)
+
+
+def test_a_run_that_has_left_nothing_is_an_error_not_an_empty_page(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    with pytest.raises(DataError, match=f"no stage has left a result in {run_dir(config)}; run `distwsss run` first"):
+        write_report(config)
+    assert not report_file(config).exists()
 
 
 def test_a_damaged_segmenter_is_an_error_not_a_missing_stage(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distwsss.data.batches.loader import Batch, MicroBatches, make_loader, share_batch
+from distwsss.data.batches.loader import Batch, MicroBatches, share_batch
 from distwsss.data.batches.plan import Sample, plan
+from distwsss.data.batches.workers import make_loader
 from distwsss.data.shards.format import ShardRecord
 from distwsss.data.shards.index import Selection, ShardIndex
 

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distwsss.cli import main
@@ -176,3 +176,18 @@ class TestConvertWeights:
         found = load_file(tmp_path / "o.safetensors")
         assert found.keys() == state.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_file_that_was_not_converted_is_left_alone(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    save_file({"mine": torch.zeros(3)}, tmp_path / "out.safetensors")
+    (tmp_path / "text.safetensors").write_text("my notes")
+    for name in ("out.safetensors", "text.safetensors"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ConfigError, match=f"{name}: is there, and convert-weights did not write it"):
+            convert_weights(tmp_path / "a.pth", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    for value in (1.0, 2.0):
+        torch.save({"a": torch.full((2,), value)}, tmp_path / "a.pth")
+        convert_weights(tmp_path / "a.pth", tmp_path / "again.safetensors")
+    assert load_file(tmp_path / "again.safetensors")["a"].tolist() == [2.0, 2.0]
