@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from distwsss.config.section import NEUTRAL, Section
+from distwsss.config.section import LATER, NEUTRAL, Allowed, Section
+
+MASK_VALUES = Allowed("a mapping of values 0..255 to class ids, or 255")
+
+
+def _whole_keys(found: Any) -> Any:
+    """`--set`, and a configuration that was written down, have them as text."""
+    if not isinstance(found, dict):
+        return found
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in found.items()}
+
+
+def _bytes(found: dict[int, int]) -> dict[int, int]:
+    if not all(0 <= number <= 255 for pair in found.items() for number in pair):
+        raise ValueError(f"allowed: {MASK_VALUES.text}")
+    return found
+
+
+MaskValues = Annotated[dict[int, int], BeforeValidator(_whole_keys), AfterValidator(_bytes), MASK_VALUES]
 
 
 class ShapesSection(Section):
@@ -46,6 +64,17 @@ class DataSection(Section):
     images: str = Field("images", description="folder: where the pictures lie under root")
     tags: str = Field("tags.csv", description="folder: the CSV of image-level labels under root")
     masks: str = Field("masks", description="folder: where masks lie under root, if any")
+    mask_values: MaskValues | None = Field(
+        None,
+        description="voc, folder: what values in mask files mean, where they are not class ids: {255: 1} if 255 is "
+        "class 1; values not named keep their meaning, 255 is ignored",
+        json_schema_extra=LATER,
+    )
+    contradicting_masks: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="masks that contradict the tags of nearly all photographs: an error, or a warning only",
+        json_schema_extra=LATER,
+    )
     allow_empty: bool = Field(False, description="an image without labels is background only, not an error")
     max_pixels: int = Field(40_000_000, ge=1, description="images of more pixels are refused before decoding")
     shapes: ShapesSection = ShapesSection()
@@ -67,3 +96,9 @@ class PrepareSection(Section):
     """How images are packed into shards (shards/README.md)."""
 
     shard_size: int = Field(16, ge=1, description="images per shard, and per piece of work of `seeds`")
+    longest_side: int | None = Field(
+        512,
+        ge=32,
+        description="larger photographs are shrunk to this many pixels on their longest side, which the networks' "
+        "crops and the published CRF parameters are made for (VOC's have 500); null: as they are",
+    )

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distwsss.data.images import decode_image, encode_jpeg, encode_palette, jpeg_mode
+from distwsss.config import Config
+from distwsss.data.images import decode_photograph, encode_jpeg, encode_palette
 from distwsss.data.shards.stage import Packed, ShardStage
 from distwsss.data.shards.writer import shard_bytes
 from distwsss.data.sources.listing import Item, MaskSource, item_key, mask_digest, read_mask, read_source
@@ -36,26 +37,31 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The shards of a split: `count` of them, of which `todo` are not there yet."""
+    """The shards of a split: `count` of them, of which `todo` are not there yet. `max_pixels` and `longest_side`: the
+    keys of these names."""
 
     stage: ShardStage
     count: int
     todo: list[ImageTask]
+    max_pixels: int
+    longest_side: int | None
 
     def bytes_needed(self) -> int:
-        return sum(_bytes_needed(item) for task in self.todo for item in task.items)
+        return sum(_bytes_needed(item, self.longest_side) for task in self.todo for item in task.items)
 
 
-def plan_shards(stage: ShardStage, items: list[Item], size: int) -> ImagePlan:
-    """Shards of `size` images in the order of the keys' sha256, which mixes the classes and does not depend on the
-    listing's order. Done are those whose record agrees in parameters, sources and bytes."""
+def plan_shards(stage: ShardStage, items: list[Item], config: Config) -> ImagePlan:
+    """Shards of `prepare.shard_size` images in the order of the keys' sha256, which mixes the classes and does not
+    depend on the listing's order. Done are those whose record agrees in parameters, sources and bytes."""
     ordered = sorted(items, key=lambda item: sha256_bytes(item_key(item).encode()))
+    size = config.prepare.shard_size
     starts = range(0, len(ordered), size)
     tasks = [
         ImageTask(number, stage.shard(number).name, ordered[start : start + size])
         for number, start in enumerate(starts)
     ]
-    return ImagePlan(stage, len(tasks), [task for task in tasks if not _is_done(stage, task)])
+    todo = [task for task in tasks if not _is_done(stage, task)]
+    return ImagePlan(stage, len(tasks), todo, config.data.max_pixels, config.prepare.longest_side)
 
 
 def _is_done(stage: ShardStage, task: ImageTask) -> bool:
@@ -65,14 +71,14 @@ def _is_done(stage: ShardStage, task: ImageTask) -> bool:
     return bool(found.get("sources") == _sources(task.items))
 
 
-def write_shards(plan: ImagePlan, classes: list[str], extra: dict[str, Any], max_pixels: int, workers: int) -> None:
+def write_shards(plan: ImagePlan, classes: list[str], extra: dict[str, Any], workers: int) -> None:
     """Make what is left to do, in `workers` processes, and write the index. What earlier attempts left of other
     parameters or sources goes."""
     stage, what = plan.stage, f"{plan.stage.name}: writing"
     _remove_others(plan)
     if len(plan.todo) < plan.count:
         log.info(f"{stage.name}: {plan.count - len(plan.todo)} of {plan.count} shards are there already")
-    with closing(spread(partial(make_shard, max_pixels), plan.todo, workers)) as made:
+    with closing(spread(partial(make_shard, plan.max_pixels, plan.longest_side), plan.todo, workers)) as made:
         for task, (packed, sources) in track(made, len(plan.todo), what, unit="shard"):
             stage.publish(task.number, packed, sources=sources)
     stage.complete(plan.count, classes, extra)
@@ -87,11 +93,11 @@ def _remove_others(plan: ImagePlan) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_shard(max_pixels: int, task: ImageTask) -> tuple[Packed, str]:
+def make_shard(max_pixels: int, longest_side: int | None, task: ImageTask) -> tuple[Packed, str]:
     """The shard, and the digest of what it was made from."""
     sources = _sources(task.items)
     fault_point(f"making:{task.name}")
-    samples = ((item_key(item), _sample(item, max_pixels)) for item in task.items)
+    samples = ((item_key(item), _sample(item, max_pixels, longest_side)) for item in task.items)
     return Packed(*shard_bytes(task.name, samples)), sources
 
 
@@ -105,23 +111,31 @@ def _sources(items: list[Item]) -> str:
     )
 
 
-def _sample(item: Item, max_pixels: int) -> dict[str, bytes]:
-    """The members of one image: jpg (the original bytes wherever they are a JPEG in RGB or grey), json, truth.png."""
+def _sample(item: Item, max_pixels: int, longest_side: int | None) -> dict[str, bytes]:
+    """The members of one image: jpg (the original bytes wherever they are an upright JPEG in RGB or grey that is no
+    larger than `longest_side`), json, truth.png."""
     data = read_source(item.image)
-    image = decode_image(data, item.name, max_pixels)
-    about = {"labels": item.labels, "size": list(image.shape[:2]), "name": item.name}
-    mode = jpeg_mode(data, item.name)
-    if mode not in ("RGB", "L"):
-        about["encoded_from"] = "jpg" if mode else Path(item.name).suffix.lower().removeprefix(".")
-        data = encode_jpeg(image)
+    photo = decode_photograph(data, item.name, max_pixels, longest_side)
+    stored = photo.pixels.shape[:2]
+    about: dict[str, Any] = {"labels": item.labels, "size": list(stored), "name": item.name}
+    if stored != photo.size:
+        about["original"] = list(photo.size)
+    if photo.orientation != 1:
+        about["turned"] = photo.orientation
+    if photo.jpeg_mode not in ("RGB", "L") or "original" in about or "turned" in about:
+        about["encoded_from"] = "jpg" if photo.jpeg_mode else Path(item.name).suffix.lower().removeprefix(".")
+        data = encode_jpeg(photo.pixels)
     sample = {"jpg": data, "json": to_json(about)}
     if item.mask is not None:
         sample["truth.png"] = encode_palette(read_mask(item.mask, f"{item.name}: mask", max_pixels))
     return sample
 
 
-def _bytes_needed(item: Item) -> int:
-    return PER_SAMPLE + sum(_stored(source) for source in (item.image, item.mask) if source is not None)
+def _bytes_needed(item: Item, longest_side: int | None) -> int:
+    photo = _stored(item.image)
+    if longest_side is not None:
+        photo = min(photo, 3 * longest_side**2)  # no JPEG of that size takes more than its pixels
+    return PER_SAMPLE + photo + (0 if item.mask is None else _stored(item.mask))
 
 
 def _stored(source: Path | bytes | MaskSource) -> int:

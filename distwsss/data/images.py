@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -18,10 +19,31 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 IGNORE = 255  # in a mask: no class
 MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
+ORIENTATION = 0x0112  # EXIF's tag
+TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
-def _load(data: bytes, where: str, formats: Sequence[str], max_pixels: int | None) -> Image.Image:
-    """The decoded PIL image; its size is checked from the header, before any pixel is decoded."""
+class Photograph(NamedTuple):
+    """What an image file shows, and what of it is not as in the file.
+
+    pixels: uint8[h,w,3] RGB, upright; size: the (H, W) of the whole photograph, upright; orientation: EXIF's, by which
+    it was turned, 1 where it was not; jpeg_mode: PIL's mode (`RGB`, `L`, `CMYK`) of a JPEG, None for other formats.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    orientation: int
+    jpeg_mode: str | None
+
+
+def _load(
+    data: bytes, where: str, formats: Sequence[str], max_pixels: int | None, longest_side: int | None = None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """The decoded PIL image, its (height, width), and the EXIF orientation by which PIL turned it already (TIFF). The
+    size is checked from the header, before any pixel is decoded.
+
+    A JPEG that is to be shrunk is decoded at the half, quarter or eighth that is still twice as large as asked for.
+    """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "a truncated image must stay an error"
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -29,8 +51,13 @@ def _load(data: bytes, where: str, formats: Sequence[str], max_pixels: int | Non
         if fits and image.format == "PNG":  # its load() does not check the checksums: other pixels would come out
             image.verify()
             image = Image.open(io.BytesIO(data), formats=formats)
+        size, turned = (image.height, image.width), 1
         if fits:
+            turned = image.getexif().get(ORIENTATION, 1) if image.format == "TIFF" else 1
+            height, width = shrunk_size(size, longest_side)
+            drafted = (height, width) != size and image.draft(None, (2 * width, 2 * height))
             image.load()
+            size = size if drafted else (image.height, image.width)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
@@ -40,9 +67,9 @@ def _load(data: bytes, where: str, formats: Sequence[str], max_pixels: int | Non
     except Exception as error:  # the decoders raise OSError, ValueError, SyntaxError, struct.error, EOFError, ...
         raise DataError(f"{where}: cannot be decoded ({error}); replace the file") from error
     if not fits:
-        size = f"{image.width} x {image.height} = {image.width * image.height} pixels"
-        raise DataError(f"{where}: found {size}; allowed: at most {max_pixels} (`data.max_pixels`)")
-    return image
+        found = f"{image.width} x {image.height} = {image.width * image.height} pixels"
+        raise DataError(f"{where}: found {found}; allowed: at most {max_pixels} (`data.max_pixels`)")
+    return image, size, turned
 
 
 def decode_image(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
@@ -51,17 +78,62 @@ def decode_image(data: bytes, where: str, max_pixels: int | None = None) -> np.n
 
     Raises DataError for an unreadable, truncated or oversized file, and for 16-bit or float pixels.
     """
-    return to_rgb(_load(data, where, IMAGE_FORMATS, max_pixels), where)
+    return decode_photograph(data, where, max_pixels).pixels
+
+
+def decode_photograph(
+    data: bytes, where: str, max_pixels: int | None = None, longest_side: int | None = None
+) -> Photograph:
+    """`decode_image` with what it was made of; shrunk (`shrink`) where it is larger than `longest_side`."""
+    image, stored, turned = _load(data, where, IMAGE_FORMATS, max_pixels, longest_side)
+    upright, orientation = _upright(image, where)
+    size = (stored[1], stored[0]) if orientation in TRANSPOSED else stored
+    mode = image.mode if image.format in ("JPEG", "MPO") else None  # MPO: a JPEG with more pictures behind the first
+    pixels = np.array(_resized(upright, shrunk_size(size, longest_side)))
+    return Photograph(pixels, size, max(orientation, turned), mode)
 
 
 def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
     """A PIL image as `decode_image` gives it. Raises DataError likewise."""
+    return np.array(_upright(image, where)[0])
+
+
+def _upright(image: Image.Image, where: str) -> tuple[Image.Image, int]:
+    """In RGB, turned by its EXIF orientation, and that orientation."""
     if image.mode not in IMAGE_MODES:
         raise DataError(f"{where}: found pixel mode {image.mode}; allowed: 8-bit ({', '.join(IMAGE_MODES)})")
     try:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        found = image.getexif().get(ORIENTATION, 1)
+        orientation = found if found in range(1, 9) else 1  # as PIL takes others
+        return ImageOps.exif_transpose(image).convert("RGB"), orientation
     except Exception as error:  # malformed EXIF
         raise DataError(f"{where}: cannot be converted to RGB ({error}); save it again without EXIF") from error
+
+
+def shrunk_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
+    """(height, width) with the longer one at most `longest_side` (None: as it is); never larger than before."""
+    if longest_side is None or max(size) <= longest_side:
+        return size
+    height, width = (max(1, round(side * longest_side / max(size))) for side in size)
+    return height, width
+
+
+def shrink(image: np.ndarray, longest_side: int | None) -> np.ndarray:
+    """uint8[H,W,3] with its longest side at most `longest_side` (None: as it is), by Lanczos' filter."""
+    size = shrunk_size((image.shape[0], image.shape[1]), longest_side)
+    return image if size == image.shape[:2] else np.array(_resized(Image.fromarray(image), size))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[h,w] of class ids, or other numbers that cannot be mixed, at (H, W): nearest."""
+    if labels.shape == size:
+        return labels
+    return np.array(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def stored_size(data: bytes, where: str) -> tuple[int, int]:
@@ -73,20 +145,10 @@ def stored_size(data: bytes, where: str) -> tuple[int, int]:
     return image.height, image.width
 
 
-def jpeg_mode(data: bytes, where: str) -> str | None:
-    """PIL's mode (`RGB`, `L`, `CMYK`) of a JPEG file, None for any other format. Reads the header only."""
-    try:
-        return str(Image.open(io.BytesIO(data), formats=("JPEG",)).mode)
-    except UnidentifiedImageError:
-        return None
-    except Exception as error:
-        raise DataError(f"{where}: cannot be decoded ({error}); replace the file") from error
-
-
 def _load_png(data: bytes, where: str, modes: Sequence[str], max_pixels: int | None) -> np.ndarray:
-    image = _load(data, where, MASK_FORMATS, max_pixels)
+    image, *_ = _load(data, where, MASK_FORMATS, max_pixels)
     if image.mode not in modes:
-        raise DataError(f"{where}: found pixel mode {image.mode}; allowed: {' or '.join(modes)}")
+        raise DataError(f"{where}: found pixel mode {image.mode}{_about(image)}; allowed: {' or '.join(modes)}")
     depth = _depth(data, image)
     if image.mode == "L" and depth != 8:  # PIL scales 2- and 4-bit greys to 0..255: class ids would change
         raise DataError(f"{where}: found a {depth}-bit grey {image.format}; allowed: 8-bit grey or palette")
@@ -98,6 +160,29 @@ def _depth(data: bytes, image: Image.Image) -> int:
     if image.format == "TIFF":
         return int(image.tag_v2.get(258, (1,))[0])
     return data[28] if image.format == "BMP" else data[24]  # BITMAPINFOHEADER; IHDR
+
+
+def _about(image: Image.Image) -> str:
+    """What a picture holds that should have been a map of class ids."""
+    if image.mode in ("RGB", "RGBA"):
+        return f" ({_colours(image)}); save class ids instead of colours"
+    if image.mode in ("LA", "PA"):
+        return " (with transparency); save it without"
+    if image.mode.startswith("I"):
+        return f" (16-bit, values up to {int(np.array(image).max())}); save it with 8 bits"
+    return " (1-bit); save it with 8 bits" if image.mode == "1" else ""
+
+
+def _colours(image: Image.Image) -> str:
+    found = image.convert("RGB").getcolors(256)
+    if found is None:
+        return "more than 256 colours: a photograph, or smoothed"
+    colours = [colour for _, colour in sorted(found, reverse=True)]
+    some = ", ".join(map(str, colours[:6])) + ", ..." * (len(colours) > 6)
+    ids = {tuple(colour): number for number, colour in enumerate(voc_palette().tolist())}
+    if not all(colour in ids for colour in colours):
+        return f"the colours {some}"
+    return f"the colours {some}, those of VOC's palette for the ids {', '.join(str(ids[c]) for c in colours[:6])}"
 
 
 def decode_mask(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:

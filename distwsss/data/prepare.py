@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config import Config
-from distwsss.data.check import listing_problems
+from distwsss.data.agreement import masks_against_tags
+from distwsss.data.check import check_listing
 from distwsss.data.doubtful import first_doubts, read_doubts
 from distwsss.data.image_shards import plan_shards, write_shards
 from distwsss.data.shards.format import INDEX
@@ -41,19 +42,21 @@ from distwsss.runtime.layout import ROLES, Role, doubtful_tags_file, images_dir,
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
-OF_MASKS = ("masks", "crowd")  # keys of `data` that concern nothing else
+OF_MASKS = ("masks", "mask_values", "contradicting_masks", "crowd")  # keys of `data` that concern nothing else
 QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True)
 class _Split:
-    """One split on its way into image shards. `reasons`: per item of the listing, why it is left out, if it is."""
+    """One split on its way into image shards. `reasons`: per item of the listing, why it is left out, if it is;
+    `contradiction`: why its masks cannot be those of these images."""
 
     name: str
     listing: Listing
     folder: Folder
     labelled: bool  # labels are required
     reasons: list[list[str]]
+    contradiction: str | None = None
 
     @property
     def items(self) -> list[Item]:
@@ -137,8 +140,10 @@ def holds_split(index: ShardIndex, config: Config, split: str) -> bool:
     taken.
     """
     known = _without_split_names(index.parameters)
+    longest_side = known.get("prepare", {}).get("longest_side", config.prepare.longest_side)
     if (
         known.get("split") != split
+        or longest_side != config.prepare.longest_side
         or known.get("data") != _without_split_names({"data": data_parameters(config)})["data"]
     ):
         return False
@@ -172,16 +177,18 @@ def _empty(name: str, listing: Listing) -> str:
 
 def _prepare(config: Config, splits: list[_Split], on_bad: str) -> None:
     pending = [_checked(config, split) for split in splits if not _is_complete(config, split, on_bad)]
+    contradictions = [f"{split.name}: {split.contradiction}" for split in pending if split.contradiction]
+    problems = contradictions if on_bad == "quarantine" else [*contradictions, *_problems(pending)]
+    if problems:
+        raise DataError(report_problems("The data cannot be used; nothing was written", problems))
     if on_bad == "quarantine":
         _quarantine(config, pending)
-    elif any(split.bad for split in pending):
-        raise DataError(report_problems("The data cannot be used; nothing was written", _problems(pending)))
-    plans = [plan_shards(_stage(config, split), split.items, config.prepare.shard_size) for split in pending]
+    plans = [plan_shards(_stage(config, split), split.items, config) for split in pending]
     for split, plan in zip(pending, plans, strict=True):
         free_space_check(split.folder, plan.bytes_needed(), f"prepare, split {split.name}")
     for split, plan in zip(pending, plans, strict=True):
         extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items), **split.listing.extra}
-        write_shards(plan, split.listing.classes, extra, config.data.max_pixels, config.hardware.workers)
+        write_shards(plan, split.listing.classes, extra, config.hardware.workers)
     if on_bad == "quarantine":
         for split in splits:
             _print_counts(split)
@@ -194,8 +201,10 @@ def _stage(config: Config, split: _Split) -> ShardStage:
 
 def _checked(config: Config, split: _Split) -> _Split:
     what = f"prepare: checking {split.name}"
-    found = listing_problems(split.listing, config.data, split.labelled, config.hardware.workers, what)
-    return replace(split, reasons=found)
+    workers, longest_side = config.hardware.workers, config.prepare.longest_side
+    found = check_listing(split.listing, config.data, split.labelled, workers, what, longest_side)
+    contradiction = masks_against_tags(split.name, split.listing, found, config.data)
+    return replace(split, reasons=[one.problems for one in found], contradiction=contradiction)
 
 
 def _problems(splits: list[_Split]) -> list[str]:
@@ -280,7 +289,7 @@ def _is_complete(config: Config, split: _Split, on_bad: str) -> bool:
 
 
 def _without(items: list[Item], names: list[str]) -> list[Item]:
-    """The items but those named; of an id that stands twice the last ones go, as `listing_problems` blames those."""
+    """The items but those named; of an id that stands twice the last ones go, as `check_listing` blames those."""
     left_out, kept = Counter(names), []
     for item in reversed(items):
         if left_out[item.name]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distwsss.config import Config
-from distwsss.data.images import decode_image
+from distwsss.data.images import decode_image, shrink
 from distwsss.data.made_with import check_segmenter
 from distwsss.data.prepare import holds_split, prepare_split
 from distwsss.data.shards.format import INDEX, key_from_name
@@ -27,7 +27,7 @@ from distwsss.errors import DataError, DistwsssError
 from distwsss.evaluate.scores import describe_checkpoint, notes, or_none, print_scores
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import Segmenter, open_segmenter
-from distwsss.inference.views import crf_planes
+from distwsss.inference.views import crf_planes, labels_at
 from distwsss.maths.miou import ConfusionMatrix
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
@@ -103,26 +103,19 @@ def score(
             turn = number * world + rank
             shard, position = samples[turn % len(samples)]
             fields = read_fields(index, shard, position, ["jpg"])
-            image = decode_image(fields["jpg"], index.shards[shard].keys[position])
+            image = shrink(decode_image(fields["jpg"], index.shards[shard].keys[position]), segmenter.longest_side)
             truth = read_truth(index, shard, position) if turn < len(samples) else None
             for name in ("single", "multi"):
-                labels, planes, classes = _predicted(segmenter, image, name == "multi")
+                probabilities = segmenter.probabilities(image, name == "multi")
                 if truth is None:  # a repeated image that keeps the ranks in step
                     continue
-                matrices[name].update(labels, truth)
+                size = (truth.shape[0], truth.shape[1])
+                matrices[name].update(labels_at(probabilities, size), truth)
                 if crf is not None:
-                    submit(_counter(matrices[f"{name}_crf"], truth), crf_labels, image, planes, crf, classes)
+                    planes, classes = crf_planes(probabilities, crf.clip)
+                    submit(_counter(matrices[f"{name}_crf"], truth), crf_labels, image, planes, crf, classes, size)
+                del probabilities  # before the next forward
     return _sum_over_ranks(matrices, segmenter.device)
-
-
-def _predicted(
-    segmenter: Segmenter, image: np.ndarray, multi_scale: bool
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Class ids int64[H,W] without CRF, and what a CRF needs (`crf_planes`); the probabilities themselves are gone."""
-    probabilities = segmenter.probabilities(image, multi_scale)
-    labels = probabilities.argmax(dim=0).cpu().numpy()
-    crf = segmenter.section.crf
-    return labels, *((None, None) if crf is None else crf_planes(probabilities, crf.clip))
 
 
 def _counter(matrix: ConfusionMatrix, truth: np.ndarray) -> Callable[[np.ndarray], None]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distwsss.config import Config
-from distwsss.data.images import IGNORE, decode_mask
+from distwsss.data.images import IGNORE, decode_mask, resize_labels
 from distwsss.data.made_with import check_images, check_seeds, check_vote
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
@@ -90,12 +90,17 @@ def shard_counts(task: CountTask) -> Counts:
         if truth is None:
             continue
         found = read_fields(pseudo, task.shard, position, ["label.png", "votes.png"])
-        labels, votes = (decode_mask(found[field], f"{key}.{field}") for field in ("label.png", "votes.png"))
+        labels, votes = (_at(truth, found[field], f"{key}.{field}") for field in ("label.png", "votes.png"))
         per_vote += _histogram(truth, labels, votes, voters, classes)
         maps = read_fields(seeds, task.shard, position, fields) if seeds else {}
         for k, field in enumerate(fields):
-            per_seed[k] += _histogram(truth, decode_mask(maps[field], f"{key}.{field}"), None, 0, classes)[0]
+            per_seed[k] += _histogram(truth, _at(truth, maps[field], f"{key}.{field}"), None, 0, classes)[0]
     return Counts(per_seed, per_vote)
+
+
+def _at(truth: np.ndarray, data: bytes, where: str) -> np.ndarray:
+    """A map at the size of the truth, which is larger where the photograph was shrunk."""
+    return resize_labels(decode_mask(data, where), (truth.shape[0], truth.shape[1]))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:

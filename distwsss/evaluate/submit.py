@@ -25,14 +25,15 @@ from torch import Tensor
 
 from distwsss.config.crf import CRFParams
 from distwsss.config.schema import Config
-from distwsss.data.check import listing_problems
-from distwsss.data.images import decode_image, decode_mask, encode_palette
+from distwsss.data.check import check_listing
+from distwsss.data.images import Photograph, decode_mask, decode_photograph, encode_palette
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Item, read_source
 from distwsss.data.sources.voc import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import open_segmenter
+from distwsss.inference.views import labels_at
 from distwsss.runtime.artifacts import atomic_path
 from distwsss.runtime.progress import log, track
 
@@ -41,7 +42,7 @@ SUFFIXES = (".tgz", ".tar.gz")
 TEST_IMAGES = 1456  # in VOC 2012's ImageSets/Segmentation/test.txt
 PACKED = "distwsss-submit.tar"  # what the archive says was packed, by which `submit` knows its own
 PALETTE = (8, 3)  # bit depth and colour type in a PNG's header
-Predict = Callable[[np.ndarray], Tensor]  # uint8[H,W,3] -> float32[K,H,W]
+Predict = Callable[[bytes, str], tuple[Photograph, Tensor]]  # a file and its id -> as it is seen, float32[K,h,w]
 Sizes = dict[str, tuple[int, int]]  # member -> H, W of the photograph, in the order of the list
 
 
@@ -69,8 +70,9 @@ def submit(
         )
     items, params = _images(config, split), config.evaluate.crf if crf else None
 
-    def predict(image: np.ndarray) -> Tensor:
-        return segmenter.probabilities(image, multi_scale)
+    def predict(data: bytes, name: str) -> tuple[Photograph, Tensor]:
+        photo = decode_photograph(data, name, config.data.max_pixels, segmenter.longest_side)
+        return photo, segmenter.probabilities(photo.pixels, multi_scale)
 
     with atomic_path(output) as temporary:
         with _archive(temporary) as tar:
@@ -110,8 +112,9 @@ def _images(config: Config, split: str) -> list[Item]:
     if not listing.items:
         hint = "; the test images and their list are a download of their own, VOC2012test.tar" * (split == "test")
         raise DataError(f"split `{split}` has no images (looked in {listing.where}){hint}")
-    found = listing_problems(listing, config.data, False, config.hardware.workers, f"submit: checking {split}")
-    problems = [f"{item.name}: {text}" for item, why in zip(listing.items, found, strict=True) for text in why]
+    found = check_listing(listing, config.data, False, config.hardware.workers, f"submit: checking {split}")
+    checked = zip(listing.items, found, strict=True)
+    problems = [f"{item.name}: {text}" for item, one in checked for text in one.problems]
     if problems:
         raise DataError(report_problems(f"submit: split `{split}` cannot be used; nothing was written", problems))
     if split == "test" and len(listing.items) != TEST_IMAGES:
@@ -137,13 +140,13 @@ def _write(
     sizes: Sizes = {}
     with bounded_pool(config.hardware.workers if params else 0) as run:
         for member, item in track(items.items(), len(items), "submit"):
-            image = decode_image(read_source(item.image), item.name, config.data.max_pixels)
-            sizes[member] = (image.shape[0], image.shape[1])
-            probabilities, add = predict(image), partial(_add, tar, member)
+            photo, probabilities = predict(read_source(item.image), item.name)
+            size, add = photo.size, partial(_add, tar, member)
+            sizes[member] = size
             if params is None:
-                add(probabilities.argmax(dim=0).cpu().numpy())
+                add(labels_at(probabilities, size))
             else:  # half precision, as `evaluate` hands them over
-                run(add, crf_labels, image, probabilities.half().cpu().numpy(), params)
+                run(add, crf_labels, photo.pixels, probabilities.half().cpu().numpy(), params, None, size)
     return sizes
 
 

@@ -8,13 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 from distwsss.data.images import voc_palette
 
 LEGEND_ROW = 16  # pixels
+ROWS = 256  # blended at a time
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> np.ndarray:
     """image uint8[H,W,3] with the colours of the labels uint8[H,W] blended in; background stays as it is."""
-    colours = voc_palette()[labels].astype(np.float32)
-    mixed = (1 - strength) * image + strength * colours
-    return np.where((labels > 0)[..., None], mixed.round(), image).astype(np.uint8)
+    found, palette = image.copy(), voc_palette().astype(np.float32)
+    for start in range(0, len(image), ROWS):
+        band = slice(start, start + ROWS)
+        there = labels[band] > 0
+        mixed = (1 - strength) * image[band][there] + strength * palette[labels[band][there]]
+        found[band][there] = mixed.round().astype(np.uint8)
+    return found
 
 
 def with_legend(image: np.ndarray, labels: np.ndarray, classes: list[str]) -> Image.Image:

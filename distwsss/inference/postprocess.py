@@ -16,14 +16,20 @@ import numpy as np
 
 from distwsss.config.crf import CRFParams
 from distwsss.errors import RunError
+from distwsss.inference.enlarge import enlarged_labels
 from distwsss.maths.crf import refine
 from distwsss.runtime.pool import spawn_pool
 
 
 def crf_labels(
-    image: np.ndarray, probabilities: np.ndarray, params: CRFParams, classes: np.ndarray | None = None
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    params: CRFParams,
+    classes: np.ndarray | None = None,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """image uint8[H,W,3], probabilities float[K,H,W] (any float dtype) -> class ids uint8[H,W] after a CRF over K.
+    """image uint8[H,W,3], probabilities float[K,H,W] (any float dtype) -> class ids uint8[H,W] after a CRF over K; of
+    another `size` those of the marginals brought to it.
 
     Classes below `params.clip` everywhere in the image are left out. Their unary would be -log(clip) at every pixel, so
     they can never win; what their marginals (about `clip`) would take from the others' messages is below 1e-3.
@@ -31,7 +37,7 @@ def crf_labels(
     """
     present, marginals = _refined(image, probabilities, params)
     ids = present if classes is None else classes[present]
-    return ids[marginals.argmax(axis=0)].astype(np.uint8)
+    return ids[enlarged_labels(marginals, size or image.shape[:2])].astype(np.uint8)
 
 
 def crf_marginals(image: np.ndarray, probabilities: np.ndarray, params: CRFParams) -> np.ndarray:

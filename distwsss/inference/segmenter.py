@@ -1,12 +1,13 @@
 """A trained segmenter, ready to segment photographs: what Python users load. Also called by `evaluate` and `report`.
 
-A checkpoint says itself what inference must know (classes, mean, std, align_corners, temperature); scales, windows and
-CRF are the `evaluate` section's, its defaults where there is no configuration.
+A checkpoint says itself what inference must know (classes, mean, std, align_corners, temperature, longest side);
+scales, windows and CRF are the `evaluate` section's, its defaults where there is no configuration.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from distwsss.config import Config
 from distwsss.config.stages import EvaluateSection
-from distwsss.data.images import decode_image, encode_jpeg, encode_palette, to_rgb
+from distwsss.data.images import decode_photograph, encode_jpeg, encode_palette, shrink, to_rgb
 from distwsss.errors import CheckpointError, ConfigError, DataError, counted, relative_to
+from distwsss.inference.enlarge import enlarged, enlarged_labels
 from distwsss.inference.pictures import overlay, with_legend
 from distwsss.inference.postprocess import crf_marginals
 from distwsss.inference.views import predict_probabilities, views_of
@@ -32,12 +34,18 @@ from distwsss.runtime.signature import not_ours, signed
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """labels: class ids uint8[H,W]; probabilities: float32[K,H,W], of whose classes the labels are the most probable;
-    classes: all K names, background first; image: uint8[H,W,3], what was looked at."""
+    classes: all K names, background first; image: uint8[H,W,3], the photograph; seen: float32[K,h,w], the probabilities
+    at the size at which the network saw it."""
 
     labels: np.ndarray
-    probabilities: np.ndarray = field(repr=False)
+    seen: np.ndarray = field(repr=False)
     classes: list[str]
     image: np.ndarray = field(repr=False)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Made when first read: of 21 classes and 12 megapixels it takes 1 GB."""
+        return enlarged(self.seen, (self.labels.shape[0], self.labels.shape[1]))
 
     def overlay(self) -> Image.Image:
         """The photograph with the labels in colour, and a legend of the classes in it."""
@@ -101,35 +109,49 @@ class Segmenter:
     ) -> Prediction:
         """The labels of a picture: a file, a PIL image, or uint8[H,W,3] RGB.
 
-        multi_scale: the mean over the scales of `section` and the flip; crf: refined with its dense CRF. Raises
-        DataError for a picture that cannot be read.
+        multi_scale: the mean over the scales of `section` and the flip; crf: refined with its dense CRF. A picture
+        larger than `longest_side` is looked at, and refined, shrunk, as in training; the labels have its own size.
+        Raises DataError for a picture that cannot be read.
         """
-        pixels = self._pixels(image)
-        probabilities = self.probabilities(pixels, multi_scale).cpu().numpy()
+        pixels, seen = self._pixels(image)
+        probabilities = self.probabilities(seen, multi_scale).cpu().numpy()
         if crf:
             if self.section.crf is None:
                 raise ConfigError("found no CRF parameters (`evaluate.crf` is null); name some there")
-            probabilities = crf_marginals(pixels, probabilities, self.section.crf)
-        labels = probabilities.argmax(axis=0).astype(np.uint8)
+            probabilities = crf_marginals(seen, probabilities, self.section.crf)
+        labels = enlarged_labels(probabilities, (pixels.shape[0], pixels.shape[1]))
         return Prediction(labels, probabilities, self.classes, pixels)
+
+    @property
+    def longest_side(self) -> int | None:
+        """`prepare.longest_side` of the photographs it was trained on; None: as they were."""
+        return getattr(self.model, "longest_side", None)  # checkpoints from before it was there have none
 
     def probabilities(self, image: np.ndarray, multi_scale: bool) -> Tensor:
         """uint8[H,W,3] RGB -> float32[K,H,W] on the device, without CRF."""
         return predict_probabilities(self.model, image, views_of(self.section, multi_scale), self.device)
 
-    def _pixels(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    def _pixels(self, image: str | Path | Image.Image | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8[H,W,3], and as the network is to see it."""
         if isinstance(image, Image.Image):
-            return to_rgb(image)
-        if isinstance(image, np.ndarray):
+            pixels = to_rgb(image)
+        elif isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype}{list(image.shape)}"
                 raise DataError(f"found an array {found}; allowed: uint8[H,W,3] RGB, a PIL image, or a path")
-            return image
-        path = Path(image).absolute()
+            pixels = image
+        else:
+            return self._read(Path(image).absolute())
+        return pixels, shrink(pixels, self.longest_side)
+
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return decode_image(path.read_bytes(), str(path), self.max_pixels)
+            data = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        seen = decode_photograph(data, str(path), self.max_pixels, self.longest_side)  # as `prepare` shrinks it
+        whole = seen.pixels.shape[:2] == seen.size
+        return (seen if whole else decode_photograph(data, str(path), self.max_pixels)).pixels, seen.pixels
 
 
 def open_segmenter(config: Config, checkpoint: Path | None = None) -> Segmenter:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, softmax
 
 from distwsss.config.stages import EvaluateSection
+from distwsss.inference.enlarge import enlarged_labels
 from distwsss.inference.upsample import Part, add_view, bands, window_starts
 from distwsss.losses.hybrid import constrained_log_softmax
 from distwsss.models.backbones.build import normalise
@@ -107,6 +108,13 @@ def predict_probabilities(
         for band in bands(size[0], mean.shape[0] * size[1]):
             mean[:, band] = distribution(mean[None, :, band])[0]
     return mean
+
+
+def labels_at(probabilities: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """probabilities K,h,w -> the most probable class ids [H,W] of `size`, bilinear where that is another."""
+    if probabilities.shape[1:] == size:
+        return probabilities.argmax(dim=0).cpu().numpy()
+    return enlarged_labels(probabilities.cpu().numpy(), size)
 
 
 def crf_planes(probabilities: Tensor, clip: float) -> tuple[np.ndarray, np.ndarray]:

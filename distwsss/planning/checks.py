@@ -199,7 +199,7 @@ def _memory(config: Config, stages: Collection[str], data: DataFacts) -> Iterato
     free = available_memory()
     if "seeds" not in stages or free is None or ray_pool.is_cluster():
         return
-    side = getattr(config.prepare, "longest_side", None)
+    side = config.prepare.longest_side
     shrunk = min(1.0, side / data.longest) ** 2 if side else 1.0
     pixels = min(data.most_pixels * shrunk, side * side) if side else float(data.most_pixels)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -207,9 +207,8 @@ def _memory(config: Config, stages: Collection[str], data: DataFacts) -> Iterato
     workers = max(1, min(config.hardware.workers, cores, shards))
     each = PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * (1 + max(1.0, data.tags_each)) / 1e9
     if each * workers > free:
-        hint = " (`prepare.longest_side`)" if hasattr(config.prepare, "longest_side") else ""
         yield (
             f"memory: the largest photograph ({data.most_pixels / 1e6:.1f} megapixels) takes about {each:.1f} GB in "
             f"each of {workers} workers of `seeds`, {free:.1f} GB are free; allowed: fewer `hardware.workers`, or "
-            f"smaller photographs{hint}"
+            "smaller photographs (`prepare.longest_side`)"
         )

@@ -56,7 +56,7 @@ def stage_times(config: Config, data: DataFacts, machine: MachineFacts) -> dict[
 
 def stored_pixels(config: Config, data: DataFacts) -> float:
     """Megapixels of the middle photograph in the shards: `prepare.longest_side` bounds them."""
-    side = getattr(config.prepare, "longest_side", None)
+    side = config.prepare.longest_side
     return data.pixels / 1e6 * (min(1.0, side / data.longest) ** 2 if side else 1.0)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from distwsss.data.images import decode_image
 from distwsss.data.shards.index import Selection
 from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.inference.views import Views, predict_probabilities
+from distwsss.inference.views import Views, labels_at, predict_probabilities
 from distwsss.maths.miou import ConfusionMatrix
 from distwsss.train.engine.accelerate import all_sum
 
@@ -24,6 +24,6 @@ def held_out_miou(model: nn.Module, selection: Selection, accelerator: Accelerat
             jpg = read_fields(selection.index, shard, position, ["jpg"])["jpg"]
             image = decode_image(jpg, selection.index.key(shard, position))
             probabilities = predict_probabilities(model, image, Views(), accelerator.device)
-            confusion.update(probabilities.argmax(0).cpu().numpy(), truth)
+            confusion.update(labels_at(probabilities, (truth.shape[0], truth.shape[1])), truth)
     confusion.matrix = all_sum(accelerator, torch.from_numpy(confusion.matrix)).cpu().numpy()
     return confusion.miou()

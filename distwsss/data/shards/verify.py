@@ -152,18 +152,24 @@ def _content_problems(index: ShardIndex, shard: int, data: bytes) -> list[str]:
 
 
 def _sample_problems(data: dict[str, bytes], where: str, classes: int) -> list[str]:
-    """Every field decodes, all sizes agree, class ids and labels exist."""
+    """Every field decodes, all sizes agree, class ids and labels exist. Truth has the size of the photograph itself."""
     problems: list[str] = []
     sizes: dict[str, Any] = {}
+    original = None
     for field, payload in data.items():
         name = f"{where}.{field}"
         try:
             if field == "json":
-                sizes[field] = _check_json(read_json_field(payload, name), name, classes)
+                about = read_json_field(payload, name)
+                sizes[field] = _check_json(about, name, classes)
+                original = _check_size(about, "original", name)
             else:
                 sizes[field] = _check_pixels(field, payload, name, classes)
         except (DataError, ShardError) as error:
             problems.append(str(error))
+    if original is not None and "truth.png" in sizes:
+        truth = sizes.pop("truth.png")
+        problems += [f"{where}: truth.png is {truth}, the original {original}"] if truth != original else []
     if len({tuple(size) for size in sizes.values() if size is not None}) > 1:
         problems.append(f"{where}: sizes [H,W] differ: {sizes}")
     return problems
@@ -177,9 +183,13 @@ def _check_json(value: dict[str, Any], where: str, classes: int) -> Any:
         good = isinstance(labels, list) and all(type(label) is int and label in allowed for label in labels)
         if not good or labels != sorted(set(labels)):
             raise ShardError(f"{where}: found labels {labels!r}; allowed: null or ascending ids of 1..{classes - 1}")
-    size = value.get("size")
+    return _check_size(value, "size", where)
+
+
+def _check_size(value: dict[str, Any], name: str, where: str) -> Any:
+    size = value.get(name)
     if size is not None and not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
-        raise ShardError(f"{where}: found size {size!r}; allowed: [H, W]")
+        raise ShardError(f"{where}: found {name} {size!r}; allowed: [H, W]")
     return size
 
 

@@ -11,14 +11,15 @@ from distwsss.config.data import DataSection
 from distwsss.data.sources.coco import list_coco
 from distwsss.data.sources.folder import list_folder
 from distwsss.data.sources.listing import Item, Listing
+from distwsss.data.sources.renumbered import renumbered
 from distwsss.data.sources.shapes import list_shapes
 from distwsss.data.sources.voc import list_voc
 
 __all__ = ["DATASETS", "Item", "Listing"]
 
 DATASETS: dict[str, Callable[[DataSection, str], Listing]] = {
-    "voc": list_voc,
+    "voc": lambda data, split: renumbered(list_voc(data, split), data),
     "coco": list_coco,
-    "folder": list_folder,
+    "folder": lambda data, split: renumbered(list_folder(data, split), data),
     "shapes": list_shapes,
 }

@@ -7,14 +7,12 @@ images of SBD (`data/sources/sbd.py`), of which a devkit has the photographs and
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from distwsss.config.data import DataSection
-from distwsss.data.images import decode_mask
 from distwsss.data.sources.cls_labels import read_cls_labels
 from distwsss.data.sources.listing import (
     Item,
@@ -22,12 +20,15 @@ from distwsss.data.sources.listing import (
     class_names,
     data_root,
     parse_labels,
+    read_mask,
 )
 from distwsss.data.sources.lists import read_ids, voc_id
 from distwsss.data.sources.main_lists import read_main
+from distwsss.data.sources.renumbered import mask_source
 from distwsss.data.sources.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
 from distwsss.data.sources.tags_csv import Tags, read_tags
 from distwsss.data.sources.voc_classes import VOC_CLASSES
+from distwsss.data.sources.voc_xml import object_names
 from distwsss.errors import DataError
 from distwsss.runtime.progress import log
 
@@ -48,7 +49,7 @@ def list_voc(data: DataSection, split: str) -> Listing:
     classes = class_names(data, root) or VOC_CLASSES
     where, names, find_mask = _split(data, root, split)
     labels_from = _labels_from(data, root, required=split == data.train_split)
-    read_labels = _label_reader(labels_from, root, classes)
+    read_labels = _label_reader(labels_from, root, classes, data)
     items = [_item(root, name, read_labels, find_mask) for name in names]
     return Listing(classes, items, labels_from, where)
 
@@ -113,11 +114,11 @@ def _labels_from(data: DataSection, root: Path, required: bool) -> str:
     return "none"
 
 
-def _label_reader(labels_from: str, root: Path, classes: list[str]) -> LabelReader:
+def _label_reader(labels_from: str, root: Path, classes: list[str], data: DataSection) -> LabelReader:
     if labels_from == "xml":
         return lambda name: _xml_labels(root / "Annotations" / f"{name}.xml", classes)
     if labels_from == "masks":
-        return lambda name: _mask_labels(root / "SegmentationClass" / f"{name}.png", classes)
+        return lambda name: _mask_labels(root / "SegmentationClass" / f"{name}.png", classes, data)
     if labels_from == "csv":
         return _table_reader(read_tags(root / "cls_labels.csv", lambda name: _find(root, name), classes), classes)
     if labels_from == "npy":
@@ -133,15 +134,16 @@ def _xml_labels(path: Path, classes: list[str]) -> tuple[list[int] | None, list[
     if not path.is_file():
         return None, []
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except (ElementTree.ParseError, OSError) as error:
-        return None, [f"Annotations/{path.name}: not readable XML ({error})"]
-    return parse_labels([(thing.findtext("name") or "").strip() for thing in objects], classes)
+        return parse_labels(object_names(path.read_bytes()), classes)
+    except DataError as error:
+        return None, [f"Annotations/{path.name}: {error}"]
+    except OSError as error:
+        return None, [f"Annotations/{path.name}: cannot be read ({error.strerror})"]
 
 
-def _mask_labels(path: Path, classes: list[str]) -> tuple[list[int] | None, list[str]]:
+def _mask_labels(path: Path, classes: list[str], data: DataSection) -> tuple[list[int] | None, list[str]]:
     try:
-        values = np.unique(decode_mask(path.read_bytes(), str(path)))
+        values = np.unique(read_mask(mask_source(path, data), str(path), data.max_pixels))
     except (DataError, OSError):  # `prepare` reports the mask itself
         return None, []
     return [int(value) for value in values if 1 <= value < len(classes)], []

@@ -149,12 +149,82 @@ def test_any_bytes_give_an_image_or_a_data_error(data, start):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_the_mode_of_a_jpeg(mode):
-    assert images.jpeg_mode(encoded(Image.fromarray(photograph()).convert(mode), "JPEG"), WHERE) == mode
+    assert (
+        images.decode_photograph(encoded(Image.fromarray(photograph()).convert(mode), "JPEG"), WHERE).jpeg_mode == mode
+    )
 
 
 def test_what_is_no_jpeg_has_no_mode():
-    assert images.jpeg_mode(encoded(Image.fromarray(photograph())), WHERE) is None
-    assert images.jpeg_mode(b"<html>", WHERE) is None
+    assert images.decode_photograph(encoded(Image.fromarray(photograph())), WHERE).jpeg_mode is None
+
+
+# --- shrunk ---
+
+
+def scene(height: int, width: int) -> np.ndarray:
+    """Smooth hills and sharp edges."""
+    rows, columns = np.mgrid[:height, :width]
+    hills = 100 + 60 * np.sin(rows / 23)[..., None] + 50 * np.cos(columns / 31)[..., None]
+    tiles = ((rows // 40 + columns // 56) % 2 * 40)[..., None]
+    return np.broadcast_to(hills + tiles, (height, width, 3)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
+def test_a_large_photograph_is_shrunk_by_lanczos(form):
+    found = images.decode_photograph(encoded(Image.fromarray(scene(300, 400)), form), WHERE, longest_side=100)
+    assert found.size == (300, 400)
+    wanted = Image.fromarray(scene(300, 400)).resize((100, 75), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(found.pixels, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("size", [(1200, 1600), (1600, 1200), (900, 2000), (450, 600)])
+def test_a_shrunk_jpeg_is_close_to_one_that_was_decoded_whole(size):
+    """PIL skips frequencies while it decodes; an eighth, a quarter and a half, and none for the last."""
+    data = encoded(Image.fromarray(scene(*size)), "JPEG", quality=92)
+    found = images.decode_photograph(data, WHERE, longest_side=max(size) // 9 if max(size) > 600 else 400)
+    height, width = found.pixels.shape[:2]
+    whole = Image.open(io.BytesIO(data)).resize((width, height), Image.Resampling.LANCZOS)
+    difference = np.abs(found.pixels.astype(int) - np.asarray(whole))
+    assert difference.mean() < 1.5
+    assert found.size == size
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "wanted"),
+    [
+        ((3000, 4000), 512, (384, 512)), ((4000, 3000), 512, (512, 384)), ((512, 512), 512, (512, 512)),
+        ((513, 100), 512, (512, 100)), ((100, 20), 512, (100, 20)), ((5000, 2), 512, (512, 1)), ((9, 7), None, (9, 7)),
+    ],
+)  # fmt: skip
+def test_the_size_of_what_is_shrunk(size, longest, wanted):
+    assert images.shrunk_size(size, longest) == wanted
+    if max(size) < 1000:
+        assert images.shrink(np.zeros((*size, 3), np.uint8), longest).shape[:2] == wanted
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_turned_photograph_is_shrunk_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(scene(300, 400)), exif=exif)
+    found = images.decode_photograph(data, WHERE, longest_side=100)
+    wanted = Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](scene(300, 400))))
+    assert (found.size, found.orientation) == (wanted.size[::-1], orientation)
+    height, width = found.pixels.shape[:2]
+    assert max(height, width) == 100
+    difference = np.abs(found.pixels.astype(int) - np.asarray(wanted.resize((width, height), Image.Resampling.LANCZOS)))
+    assert difference.max() <= 1
+
+
+def test_a_cut_jpeg_is_refused_also_where_it_is_shrunk():
+    data = encoded(Image.fromarray(scene(600, 800)), "JPEG")
+    fails(images.decode_photograph, data[: len(data) * 3 // 4], "truncated", longest_side=64)
+
+
+def test_labels_are_resized_to_the_nearest():
+    labels = np.array([[1, 2], [3, 255]], np.uint8)
+    wanted = np.repeat(np.repeat(labels, 3, axis=0), 4, axis=1)
+    np.testing.assert_array_equal(images.resize_labels(labels, (6, 8)), wanted)
 
 
 def test_encode_jpeg_is_close_and_deterministic():
@@ -231,7 +301,23 @@ def test_masks_of_other_modes_and_formats_are_refused(mode, form, words):
 
 
 def test_a_16_bit_mask_is_refused():
-    fails(images.decode_mask, encoded(Image.fromarray(np.zeros((4, 4), np.uint16))), "I;16")
+    fails(images.decode_mask, encoded(Image.fromarray(np.full((4, 4), 7, np.uint16))), "I;16", "16-bit, values up to 7")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_colours_of_a_mask_are_told(mode):
+    def coloured(*colours: tuple[int, int, int]) -> bytes:
+        return encoded(Image.fromarray(np.array([colours] * 2, np.uint8)).convert(mode))
+
+    fails(images.decode_mask, coloured((0, 0, 0), (0, 0, 0), (9, 8, 7)), mode, "the colours (0, 0, 0), (9, 8, 7)")
+    voc = coloured((0, 0, 0), (0, 0, 0), (192, 128, 128))
+    fails(images.decode_mask, voc, "those of VOC's palette for the ids 0, 15", "save class ids instead")
+    noise = Image.fromarray(photograph(40, 40)).convert(mode)
+    fails(images.decode_mask, encoded(noise), "more than 256 colours")
+
+
+def test_a_mask_with_transparency_says_so():
+    fails(images.decode_mask, encoded(Image.fromarray(photograph()).convert("LA")), "with transparency")
 
 
 def test_a_clean_map_of_more_than_one_bit_is_refused():

@@ -124,7 +124,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, b
 def test_what_was_encoded_again_says_so(encoded: tuple[Path, dict[str, bytes]]) -> None:
     about = {name: json.loads(encoded[1][f"{name}.json"]) for name in ("p", "g", "c", "turned")}
     assert {name: value.get("encoded_from") for name, value in about.items()} == {
-        "p": "png", "g": None, "c": "jpg", "turned": None,
+        "p": "png", "g": None, "c": "jpg", "turned": "jpg",
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from distwsss.inference.postprocess import crf_labels
 from distwsss.inference.segmenter import Segmenter
 from distwsss.inference.views import Views, predict_probabilities
 from distwsss.models.export import from_pretrained
+from distwsss.runtime.artifacts import read_json, write_json, write_manifest
 from helpers.small import CLASSES, make_config, picture, write_segmenter
 
 NAMES = ["2008_000006", "2008_000011", "2007_000009", "2010_000002"]  # not sorted: the list's order counts
@@ -91,6 +92,24 @@ def test_every_image_in_order_as_an_indexed_png_of_its_size(
     assert len(seen) > 1
     assert seen <= set(range(21))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.tgz"]
+
+
+@pytest.mark.parametrize("crf", [True, False])
+def test_maps_have_the_photographs_size_where_the_network_saw_them_shrunk(
+    run: tuple[Config, Path], tmp_path: Path, crf: bool
+) -> None:
+    config, checkpoint = run
+    described = read_json(checkpoint / "config.json")
+    described["inference"]["longest_side"] = 20
+    write_json(checkpoint / "config.json", described)
+    write_manifest(checkpoint)
+    segmenter = Segmenter.from_pretrained(checkpoint, "cpu")
+    assert submit(config, tmp_path / "results.tgz", multi_scale=False, crf=crf) == 4
+    for name, map_ in zip(NAMES, opened(tmp_path / "results.tgz").values(), strict=True):
+        wanted = segmenter.predict(Path(str(config.data.root)) / f"JPEGImages/{name}.jpg")
+        assert max(wanted.seen.shape) == 21
+        assert map_.size == wanted.image.shape[1::-1]
+        assert crf or np.array_equal(np.array(map_), wanted.labels)
 
 
 def test_processes_and_repetition_do_not_change_a_byte(run: tuple[Config, Path], tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def test_all_are_in_one_report(tmp_path: Path) -> None:
 def test_disk_and_memory_of_large_data() -> None:
     config = backbone()
     assert "disk: about" in problems(config, data=replace(DATA, photographs=10**9))
+    assert "memory" not in problems(config, data=replace(DATA, most_pixels=10**11))  # it is shrunk
+    config = config.model_copy(update={"prepare": config.prepare.model_copy(update={"longest_side": None})})
     if available_memory():
         found = problems(config, data=replace(DATA, most_pixels=10**11))
         assert "memory: the largest photograph (100000.0 megapixels)" in found

@@ -210,7 +210,6 @@ def test_compressed_run_lengths_are_those_of_pycocotools(pixels: list[int], repe
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], r"found segmentation \[\]"),
         ([[1, 1, 5, 1]], "polygons of 3 or more points"),
         ([[1, 1, 5, 1, 5, 5, 1]], "polygons of 3 or more points"),
         ([[1, 1, 5, 1, 5, float("nan")]], "polygons of 3 or more points"),
@@ -241,17 +240,120 @@ def edited(root: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"categories": CATEGORIES[:2]}, "found category 90 of image"),
-        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, r"found category ids \[1, 44, 44, 90\]"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}, "not COCO's format"),
+        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, r"found category ids \[1, 44, 44, 90\]: some twice"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]}, r"found category ids \[1, 'b'\]"),
         ({"annotations": [{"id": 7, "image_id": 5, "category_id": 1}]}, "annotation 7: found category 1 of image 5"),
-        ({"annotations": [{"id": 7, "image_id": 1000, "category_id": 1}]}, "not COCO's format .KeyError: 'segment"),
+        (
+            {"annotations": [{"id": 7, "image_id": 1000, "caption": "a dog"}]},
+            "not COCO's format .KeyError: 'category_id",
+        ),
         ({"images": {"a": 1}}, "not COCO's format"),
     ],
 )
 def test_a_json_that_is_not_cocos(coco: Path, changes: dict[str, Any], message: str) -> None:
     edited(coco, **changes)
     with pytest.raises(DataError, match=rf"instances_train2014\.json: .*{message}"):
+        listing(coco)
+
+
+def test_captions_are_no_instances(coco: Path) -> None:
+    captions = {"images": [], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+    (coco / "annotations/instances_train2014.json").write_text(json.dumps(captions))
+    with pytest.raises(
+        DataError, match=r"KeyError: 'categories'; it holds images, annotations\); allowed: .*instances"
+    ):
+        listing(coco)
+
+
+# --- without outlines ---
+
+NO_OUTLINE: dict[str, dict[str, Any]] = {
+    "missing": {}, "null": {"segmentation": None}, "list": {"segmentation": []}, "lists": {"segmentation": [[]]},
+    "mapping": {"segmentation": {}}, "text": {"segmentation": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_OUTLINE)
+def test_tags_and_boxes_are_enough(coco: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An image of which any annotation has no outline has no mask; the others keep theirs."""
+    caplog.set_level(logging.INFO, "distwsss")
+    bare = {"category_id": 44, "bbox": [1, 1, 5, 4], "supercategory": "thing", **NO_OUTLINE[kind]}
+    boxes = {"boxes.jpg": [bare, {**bare, "category_id": 1}], "some.jpg": [annotation(90, [box(0, 0, 3, 4)]), bare]}
+    write_split(coco, "train2014", {**ANNOTATIONS, **boxes})
+    config = settings(coco, tmp_path)
+    prepare(config)
+    index = load_index(images_dir(config, "train"), "images")
+    found = {index.key(*place): place for place in index.all().places()}
+    labels = {key: json.loads(read_fields(index, *place, ["json"])["json"])["labels"] for key, place in found.items()}
+    assert labels == {**LABELS, "boxes": [1, 2], "some": [2, 3]}
+    assert {key for key, place in found.items() if read_truth(index, *place) is None} == {"boxes", "some"}
+    assert "2 of 9 images have annotations without outlines: no masks of them" in caplog.text
+
+
+def test_a_size_is_needed_for_masks_alone(coco: Path) -> None:
+    image = {"id": 1000, "file_name": "two_parts.jpg"}
+    edited(coco, images=[image], annotations=[{"image_id": 1000, "category_id": 1}])
+    assert [(item.labels, item.mask, item.problems) for item in listing(coco).items] == [([1], None, [])]
+    edited(coco, images=[image], annotations=[{"image_id": 1000, **annotation(1, [box(0, 0, 2, 2)])}])
+    assert "found None x None pixels" in listing(coco).items[0].problems[0]
+
+
+@pytest.mark.parametrize(("of_images", "of_annotations"), [(str, int), (int, str), (str, str), (int, float)])
+def test_ids_as_text_or_decimals(coco: Path, of_images: type, of_annotations: type) -> None:
+    tree = json.loads((coco / "annotations/instances_train2014.json").read_text())
+    wanted = {item.name: item.labels for item in listing(coco).items}
+    for entry in (*tree["images"], *tree["categories"]):
+        entry["id"] = of_images(entry["id"])
+    for entry in tree["annotations"]:
+        entry.update({key: of_annotations(entry[key]) for key in ("image_id", "category_id")})
+    edited(coco, **tree)
+    assert {item.name: item.labels for item in listing(coco).items} == wanted
+
+
+def test_categories_may_begin_at_0_have_gaps_and_not_occur(coco: Path) -> None:
+    categories = [
+        {"id": 0, "name": "zero"},
+        {"id": 700, "name": "unused", "supercategory": "zero"},
+        {"id": 7, "name": "x"},
+    ]
+    edited(coco, categories=categories, annotations=[{"image_id": 1000, "category_id": n} for n in (0, 7)])
+    found = listing(coco)
+    assert (found.classes, found.items[0].labels) == (["background", "zero", "x", "unused"], [1, 2])
+    edited(coco, categories=[{"id": 0, "name": "background"}, *categories[1:]])
+    edited(coco, annotations=[{"image_id": 1000, "category_id": 7}])
+    found = listing(coco)
+    assert (found.classes, found.items[0].labels) == (["background", "x", "unused"], [1])
+
+
+def test_an_unknown_category_is_a_problem_of_its_image(coco: Path, tmp_path: Path) -> None:
+    edited(coco, categories=CATEGORIES[:2])
+    problems = {item.name: item.problems for item in listing(coco).items if item.problems}
+    assert problems.keys() == {"two_parts.jpg", "crowd_only.jpg"}
+    assert "found category 90 of image 1000; allowed: ids of `categories`" in problems["two_parts.jpg"][0]
+
+
+def test_annotations_of_images_that_are_not_listed_are_counted(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = json.loads((coco / "annotations/instances_train2014.json").read_text())
+    edited(coco, images=tree["images"][1:])
+    assert {item.name.partition(".")[0] for item in listing(coco).items} == LABELS.keys() - {"two_parts"}
+    assert "1 annotations are of no image in the file and are not used (annotation 0: found category 90" in caplog.text
+
+
+# --- two files put together ---
+
+
+def test_an_image_id_that_stands_twice(coco: Path) -> None:
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [{"id": 1, "file_name": "a.jpg", **size}, {"id": "1", "file_name": "b.jpg", **size}]
+    edited(coco, images=images, annotations=[{"image_id": 1, "category_id": 1}])
+    with pytest.raises(DataError, match=r"image id 1 stands twice, for a\.jpg and b\.jpg; were two files put together"):
+        listing(coco)
+
+
+def test_a_file_that_stands_twice(coco: Path) -> None:
+    images = [{"id": number, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH} for number in (1, 2)]
+    edited(coco, images=images, annotations=[{"image_id": 1, "category_id": 1}])
+    with pytest.raises(DataError, match=r"the file a\.jpg stands twice, with the ids 1 and 2"):
         listing(coco)
 
 
