@@ -30,7 +30,8 @@ def settings(**sections: Any) -> Config:
 @pytest.mark.parametrize("name", [name for name in RULES if name != "report"])
 def test_more_photographs_take_longer(name: str) -> None:
     more = replace(DATA, photographs=4000, scored=1000, masks=4000)
-    config = settings(train={"optim": {"duration": "20 epochs"}})
+    epochs = {"optim": {"duration": "20 epochs"}}
+    config = settings(classify=epochs, train=epochs)
     assert stage_times(config, more, CPU)[name] > 2 * stage_times(config, DATA, CPU)[name]
 
 
