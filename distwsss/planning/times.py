@@ -130,7 +130,7 @@ def _classify(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 
 def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
-    section, megapixels = config.seeds, stored_pixels(config, data)
+    section, megapixels = config.resolved_seeds(), stored_pixels(config, data)
     base = megapixels * (section.base_size / data.longest) ** 2 if section.base_size else megapixels
     views = sum((scale * each) ** 2 for scale in section.scales for each in section.cam_scales)
     seeds, shards = len(config.seed_names()), -(-data.photographs // config.prepare.shard_size)
@@ -150,7 +150,7 @@ def _stats(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 def _train(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     section: TrainSection = config.train
-    share = 1 - section.holdout
+    share = 1 - section.holdout if data.masks else 1.0
     return _training(config, data, machine, section.backbone, section.optim, section.augment, share)
 
 

@@ -72,7 +72,7 @@ def test_another_vote_is_counted_anew(tmp_path: Path) -> None:
 
 
 def test_no_foreground_ends_the_run_and_says_where_to_look(tmp_path: Path) -> None:
-    config = labelled(tmp_path, [[0]] * 5)
+    config = labelled(tmp_path, [[0]] * 5, seeds={"alpha": 8.0})
     for _ in range(2):  # found again in what was kept
         with pytest.raises(RunError, match=r"none of 4 tagged photographs(.|\n)*loss(.|\n)*seeds.alpha: found 8"):
             check_labels(config)
