@@ -38,8 +38,12 @@ class Options:
     on_bad: str = "fail"
     init_from: Path | None = None
     classifiers_from: Path | None = None  # a folder of earlier classifiers, P below it, whose weights to go on from
+    remake: bool = False
+    warm_start: bool = False  # what is made anew of classifiers goes on from the weights of those before
 
     def __post_init__(self) -> None:
+        if self.warm_start and not self.remake:
+            raise ConfigError("--warm-start: found without --remake; allowed: with it, as it is for what is made anew")
         meant = None if Path(self.resume).exists() else mistyped(self.resume, RESUME)
         if meant and self.resume not in RESUME:
             raise ConfigError(
@@ -52,21 +56,21 @@ def prepare(config: Config, options: Options = Options()) -> None:
     """The data set, checked, as image shards."""
     from distwsss.data.prepare import prepare
 
-    prepare(config, options.on_bad)
+    prepare(config, options.on_bad, options.remake)
 
 
 def classify(config: Config, options: Options = Options()) -> None:
     """One classifier per dropout probability."""
     from distwsss.train.stages import classify
 
-    classify(config, options.resume, options.classifiers_from)
+    classify(config, options.resume, options.classifiers_from, options.remake, options.warm_start)
 
 
 def seeds(config: Config, options: Options = Options()) -> None:
     """CAMs, dense CRF and vote: seed and pseudo-label shards."""
     from distwsss.seeds.generate import run_seeds
 
-    run_seeds(config, options.on_bad)
+    run_seeds(config, options.on_bad, options.remake)
 
 
 def stats(config: Config, _: Options = Options()) -> None:
@@ -80,17 +84,19 @@ def train(config: Config, options: Options = Options()) -> None:
     """The segmenter, on the pseudo-labels."""
     from distwsss.train.stages import train
 
-    train(config, options.resume, options.init_from)
+    train(config, options.resume, options.init_from, options.remake)
 
 
-def evaluate(config: Config, split: str | None = None, checkpoint: Path | None = None) -> dict[str, Any] | None:
+def evaluate(
+    config: Config, split: str | None = None, checkpoint: Path | None = None, remake: bool = False
+) -> dict[str, Any] | None:
     """mIoU of the segmenter on a split, `data.val_split` unless named."""
     from distwsss.evaluate.evaluate import evaluate
     from distwsss.train.engine.accelerate import end_accelerator, make_accelerator
 
     accelerator = make_accelerator(config.hardware)  # opens the process group under torchrun
     try:
-        return evaluate(config, split, checkpoint)
+        return evaluate(config, split, checkpoint, remake)
     finally:
         end_accelerator(accelerator)
 
@@ -104,9 +110,9 @@ def report(config: Config, _: Options = Options()) -> Path:
     return path
 
 
-def _evaluate_in_run(config: Config, _: Options) -> None:
+def _evaluate_in_run(config: Config, options: Options) -> None:
     if images_dir(config, "val").is_dir():
-        evaluate(config)
+        evaluate(config, remake=options.remake)
     else:
         log.info("evaluate: the data set has no split for it, skipped")
 
@@ -146,7 +152,7 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
     if unknown:
         raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
     chosen = [name for name in STAGES if stages is None or name in stages]
-    plan = _checked_plan(config, chosen)
+    plan = _checked_plan(config, chosen, _said_anew(config, options, chosen))
     log.info("\n".join(plan.lines()))
     for name in chosen:
         log.info(f"== {name}")
@@ -154,14 +160,17 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
             STAGES[name](config, options)
 
 
-def _checked_plan(config: Config, stages: list[str]) -> Plan:
-    """What there is to do and how long it takes, after a look at what it needs. Raises ConfigError for what misses."""
+def _checked_plan(config: Config, stages: list[str], anew: Sequence[str] = ()) -> Plan:
+    """What there is to do and how long it takes, after a look at what it needs. Raises ConfigError for what misses.
+
+    anew: stages whose results lie there and will be replaced.
+    """
     from distwsss.planning.checks import check_run
     from distwsss.planning.plan import known_facts, make_plan, not_complete
 
     data = known_facts(config)
-    check_run(config, not_complete(config, stages), data)
-    return make_plan(config, stages, data)
+    check_run(config, not_complete(config, stages, anew), data)
+    return make_plan(config, stages, data, anew)
 
 
 def validate_data(config: Config) -> None:
@@ -174,6 +183,16 @@ def validate_data(config: Config) -> None:
     for line in check_listings(config):
         say(line)
     say("\n".join(_checked_plan(config, list(STAGES)).lines()))
+
+
+def _said_anew(config: Config, options: Options, stages: Sequence[str]) -> list[str]:
+    """The `stages` that `--remake` will make anew, after a line for each, and for each that it keeps."""
+    from distwsss.planning.remake import KEPT, remake_lines
+
+    lines = remake_lines(config, options.warm_start) if options.remake else {}
+    for name in stages if options.remake else ():
+        log.info(f"remake: {name}: {lines[name]}")
+    return [name for name in stages if lines.get(name, KEPT) != KEPT]
 
 
 def checkpoint_config(verb: str, profile: str | None, overrides: list[str]) -> Config:

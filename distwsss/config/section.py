@@ -2,7 +2,8 @@
 
 A field marked `neutral` cannot change a result (how often to log or save) and, like the sections `paths` and
 `hardware`, is left out of fingerprints (`parameters`). One marked `later` is left out at its default: runs from before
-it was there keep their fingerprints.
+it was there keep their fingerprints. A default that changes takes the mark away: a run from before is then refused with
+the key named, as not recorded (`runtime.artifacts.differences`).
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ class ImagePlan:
     longest_side: int | None
 
     def bytes_needed(self) -> int:
-        return sum(_bytes_needed(item, self.longest_side) for task in self.todo for item in task.items)
+        there = [self.stage.shard(task.number) for task in self.todo]  # which go, or are replaced
+        found = sum(path.stat().st_size for path in there if isinstance(path, Path) and path.is_file())
+        needed = sum(_bytes_needed(item, self.longest_side) for task in self.todo for item in task.items)
+        return max(0, needed - found)
 
 
 def plan_shards(stage: ShardStage, items: list[Item], config: Config) -> ImagePlan:
@@ -71,11 +74,17 @@ def _is_done(stage: ShardStage, task: ImageTask) -> bool:
     return bool(found.get("sources") == _sources(task.items))
 
 
-def write_shards(plan: ImagePlan, classes: list[str], extra: dict[str, Any], workers: int) -> None:
+def write_shards(
+    plan: ImagePlan, classes: list[str], extra: dict[str, Any], workers: int, remake: bool = False
+) -> None:
     """Make what is left to do, in `workers` processes, and write the index. What earlier attempts left of other
-    parameters or sources goes."""
+    parameters or sources goes; with `remake` each of its shards stays until it is replaced, or for good where the bytes
+    are the same."""
     stage, what = plan.stage, f"{plan.stage.name}: writing"
-    _remove_others(plan)
+    if remake:
+        stage.reopen(plan.count)
+    else:
+        _remove_others(plan)
     if len(plan.todo) < plan.count:
         log.info(f"{stage.name}: {plan.count - len(plan.todo)} of {plan.count} shards are there already")
     with closing(spread(partial(make_shard, plan.max_pixels, plan.longest_side), plan.todo, workers)) as made:

@@ -47,19 +47,24 @@ def _record(path: Path) -> dict[str, Any]:
 
 def seed_parameters(config: Config, images: ShardIndex, classifiers: dict[str, Any]) -> dict[str, Any]:
     """What the fingerprint of the seed shards covers. `classifiers`: sha256 of the weights for each p, as 0.05."""
+    return {**seed_keys(config), "inputs": {"images": images.fingerprint, "classifiers": classifiers}}
+
+
+def seed_keys(config: Config) -> dict[str, Any]:
+    """What of it the configuration says."""
     section = {k: v for k, v in config.resolved_seeds().parameters().items() if k not in ("vote_on", "threshold")}
-    inputs = {"images": images.fingerprint, "classifiers": classifiers}
-    # the list too: `classifiers` is written in the order of its keys, but s0.png, s1.png, ... follow the list
-    return {"seeds": section, "dropouts": config.classify.dropouts, "inputs": inputs}
+    # the list too: digests of classifiers are written in the order of their keys, but s0.png, s1.png, ... follow it
+    return {"seeds": section, "dropouts": config.classify.dropouts}
 
 
 def vote_parameters(config: Config, seeds: dict[str, Any]) -> dict[str, Any]:
     """What the fingerprint of the pseudo-label shards covers, of seeds with the parameters `seeds`."""
-    return {
-        "vote_on": config.voting_seeds(),
-        "threshold": config.vote_threshold(),
-        "inputs": {"seeds": fingerprint(seeds)},
-    }
+    return {**vote_keys(config), "inputs": {"seeds": fingerprint(seeds)}}
+
+
+def vote_keys(config: Config) -> dict[str, Any]:
+    """What of it the configuration says."""
+    return {"vote_on": config.voting_seeds(), "threshold": config.vote_threshold()}
 
 
 def check_seeds(config: Config, images: ShardIndex, found: dict[str, Any], what: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from distwsss.config import Config
 from distwsss.data.agreement import masks_against_tags
+from distwsss.data.changes import SOURCES, changes, mask_digests, source_size, sources
 from distwsss.data.check import check_listing
 from distwsss.data.doubtful import first_doubts, read_doubts
 from distwsss.data.image_shards import plan_shards, write_shards
@@ -26,19 +27,27 @@ from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.data.sources.datasets import DATASETS
-from distwsss.data.sources.listing import Item, Listing, mask_digest
+from distwsss.data.sources.listing import Item, Listing
 from distwsss.data.sources.summary import classes_line, holding_others, problem_lines
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.runtime.artifacts import (
-    check_same,
+    REMAKE,
+    differences,
     fingerprint,
     free_space_check,
     read_json,
-    sha256_bytes,
     write_bytes,
     write_json,
 )
-from distwsss.runtime.layout import ROLES, Role, doubtful_tags_file, images_dir, quarantine_file, source_file
+from distwsss.runtime.layout import (
+    ROLES,
+    Role,
+    doubtful_tags_file,
+    images_dir,
+    quarantine_file,
+    report_file,
+    source_file,
+)
 from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
@@ -72,29 +81,42 @@ def _split(name: str, listing: Listing, folder: Folder, labelled: bool) -> _Spli
     return _Split(name, listing, folder, labelled, [[] for _ in listing.items])
 
 
-def prepare(config: Config, on_bad: str = "fail") -> None:
+def prepare(config: Config, on_bad: str = "fail", remake: bool = False) -> None:
     """Image shards of the train split and, where there is one, of the val split, under shard_dir/images.
 
     `on_bad`: an image with a problem ends the stage (`fail`), or is left out and listed in
-    run_dir/prepare/quarantine.jsonl, a line {id, split, reasons} each (`quarantine`).
+    run_dir/prepare/quarantine.jsonl, a line {id, split, reasons} each (`quarantine`). `remake`: shards made from other
+    data, masks or parameters are replaced by what a fresh `prepare` would write; those of the same bytes stay.
     Raises DataError with every problem of the data, or where a split has no good image, and ConfigError when the shards
     were made from other data, masks or parameters, or with images left out and now `fail`.
     """
+    splits = _splits(config)
+    _say_classes(splits[0].name, splits[0].listing)
+    _prepare(config, splits, on_bad, remake)
+    write_json(source_file(config), {"root": _absolute_root(config)})
+    _show_doubts(config)
+
+
+def changed_splits(config: Config) -> dict[str, list[str]]:
+    """Of the roles whose image shards are complete, but of other data, masks or parameters: a line for each kind of
+    change."""
+    found = {split.folder.name: _differences(config, split) for split in _splits(config)}
+    return {role: lines for role, lines in found.items() if lines}
+
+
+def _splits(config: Config) -> list[_Split]:
+    """That of train, and that of val where there is one."""
     splits = []
     for role in ROLES:
         name = split_of(config, role)
         listing = DATASETS[config.data.dataset](config.data, name)
-        if listing.items and role == "train":
-            _say_classes(name, listing)
         if listing.items:
             splits.append(_split(name, listing, images_dir(config, role), labelled=role == "train"))
         elif role == "train":
             raise DataError(_empty(name, listing))
         else:
             log.info(f"prepare: {_empty(name, listing)}; skipped")
-    _prepare(config, splits, on_bad)
-    write_json(source_file(config), {"root": _absolute_root(config)})
-    _show_doubts(config)
+    return splits
 
 
 def _show_doubts(config: Config) -> None:
@@ -127,7 +149,7 @@ def prepare_split(config: Config, split: str, folder: Folder | Callable[[str], F
         raise DataError(_empty(split, listing))
     if callable(folder):
         content = _without_split_names(_parameters(config, split, listing, []))
-        folder = folder(fingerprint([content, _truth_digest(listing.items)]))
+        folder = folder(fingerprint([content, _truth_digest(mask_digests(listing.items))]))
     _prepare(config, [_split(split, listing, folder, labelled=False)], "fail")
     return folder
 
@@ -158,7 +180,7 @@ def holds_split(index: ShardIndex, config: Config, split: str) -> bool:
     left_out = index.parameters.get(QUARANTINED, [])
     wanted = _without_split_names(_parameters(config, split, listing, left_out))
     same = fingerprint(known) == fingerprint(wanted)
-    return same and index.extra.get("truth") == _truth_digest(_without(listing.items, left_out))
+    return same and index.extra.get("truth") == _truth_digest(mask_digests(_without(listing.items, left_out)))
 
 
 def _without_split_names(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -175,8 +197,11 @@ def _empty(name: str, listing: Listing) -> str:
     return f"split `{name}` has no images (looked in {listing.where})"
 
 
-def _prepare(config: Config, splits: list[_Split], on_bad: str) -> None:
-    pending = [_checked(config, split) for split in splits if not _is_complete(config, split, on_bad)]
+def _prepare(config: Config, splits: list[_Split], on_bad: str, remake: bool = False) -> None:
+    found = [(split, _differences(config, split)) for split in splits]
+    if not remake:
+        _refuse_changed(found, on_bad)
+    pending = [_checked(config, split) for split, changed in found if not _is_complete(split, changed, on_bad)]
     contradictions = [f"{split.name}: {split.contradiction}" for split in pending if split.contradiction]
     problems = contradictions if on_bad == "quarantine" else [*contradictions, *_problems(pending)]
     if problems:
@@ -186,9 +211,13 @@ def _prepare(config: Config, splits: list[_Split], on_bad: str) -> None:
     plans = [plan_shards(_stage(config, split), split.items, config) for split in pending]
     for split, plan in zip(pending, plans, strict=True):
         free_space_check(split.folder, plan.bytes_needed(), f"prepare, split {split.name}")
+    if remake and pending:
+        report_file(config).unlink(missing_ok=True)  # it shows what is replaced
     for split, plan in zip(pending, plans, strict=True):
-        extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(split.items), **split.listing.extra}
-        write_shards(plan, split.listing.classes, extra, config.hardware.workers)
+        masks = mask_digests(split.items)
+        extra = {"labels_from": split.listing.labels_from, "truth": _truth_digest(masks), **split.listing.extra}
+        extra[SOURCES] = sources(split.items, masks)
+        write_shards(plan, split.listing.classes, extra, config.hardware.workers, remake)
     if on_bad == "quarantine":
         for split in splits:
             _print_counts(split)
@@ -241,7 +270,8 @@ def data_parameters(config: Config) -> dict[str, Any]:
 
 def _parameters(config: Config, split: str, listing: Listing, quarantined: list[str]) -> dict[str, Any]:
     """What the index records and its fingerprint covers; without masks. The content is that of the whole listing."""
-    content = [[item.name, item.labels, _size(item.image)] for item in _by_name(listing.items)]
+    items = sorted(listing.items, key=lambda item: item.name)
+    content = [[item.name, item.labels, source_size(item.image)] for item in items]
     parameters = {
         "data": data_parameters(config),
         "prepare": config.prepare.parameters(),
@@ -252,38 +282,60 @@ def _parameters(config: Config, split: str, listing: Listing, quarantined: list[
     return {**parameters, QUARANTINED: sorted(quarantined)} if quarantined else parameters
 
 
-def _truth_digest(items: list[Item]) -> str | None:
+def _truth_digest(masks: dict[str, str]) -> str | None:
     """Digest of all masks' bytes; None without masks."""
-    masks = [[item.name, mask_digest(item.mask)] for item in _by_name(items) if item.mask is not None]
-    return fingerprint(masks) if masks else None
+    return fingerprint([[name, digest] for name, digest in masks.items()]) if masks else None
 
 
-def _by_name(items: list[Item]) -> list[Item]:
-    return sorted(items, key=lambda item: item.name)
+def _differences(config: Config, split: _Split) -> list[str]:
+    """Why the shards that are complete there are not those of this split, a line each; none where they are, or where
+    none are complete."""
+    if not (split.folder / INDEX).is_file():
+        return []
+    index = load_index(split.folder, "images")
+    left_out = index.parameters.get(QUARANTINED, [])
+    found = differences(index.parameters, _parameters(config, split.name, split.listing, left_out))
+    lines = [line.strip() for key, line in found.items() if key not in ("content", "classes")]
+    masks = mask_digests(_without(split.listing.items, left_out))
+    if len(lines) < len(found) or index.extra.get("truth") != _truth_digest(masks):
+        lines += changes(index, split.listing, masks, left_out)
+    return lines
 
 
-def _is_complete(config: Config, split: _Split, on_bad: str) -> bool:
-    """Whether the folder holds these shards. Raises ConfigError when it holds those of other parameters or masks.
+def _refuse_changed(found: list[tuple[_Split, list[str]]], on_bad: str) -> None:
+    """Raises ConfigError where shards are complete that are not those wanted now. `found`: with their differences."""
+    refused = []
+    for split, changed in found:
+        title = f"prepare: {split.folder} was made from other data, masks or parameters:"
+        refused += [title, *(f"  {line}" for line in changed)] if changed else []
+    if refused:
+        raise ConfigError("\n".join([*refused, REMAKE]))
+    for split, _ in found:
+        left_out = _left_out(split) if on_bad == "fail" else []
+        if left_out:
+            some = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
+            raise ConfigError(
+                f"prepare: {split.folder} was made without {len(left_out)} bad images ({some}), by --on-bad "
+                "quarantine. Give it again, or repair the images and give --remake."
+            )
+
+
+def _left_out(split: _Split) -> list[str]:
+    """The ids that complete shards were made without."""
+    there = (split.folder / INDEX).is_file()
+    return load_index(split.folder, "images").parameters.get(QUARANTINED, []) if there else []
+
+
+def _is_complete(split: _Split, changed: list[str], on_bad: str) -> bool:
+    """Whether the folder holds these shards.
 
     The same content has the same bad images, so nothing is decoded again: those recorded are taken as left out.
     """
-    if not (split.folder / INDEX).is_file():
+    if changed:
+        log.info(f"prepare: {split.name}: made anew: {'; '.join(changed)}")
+    if changed or not (split.folder / INDEX).is_file() or (_left_out(split) and on_bad == "fail"):
         return False
-    index = load_index(split.folder, "images")
-    what, left_out = f"prepare: {split.folder}", index.parameters.get(QUARANTINED, [])
-    check_same(index.parameters, _parameters(config, split.name, split.listing, left_out), what)
-    if left_out and on_bad == "fail":
-        some = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
-        raise ConfigError(
-            f"{what} was made without {len(left_out)} bad images ({some}), by --on-bad quarantine. Give it again, or "
-            "repair the images and delete that folder to make it anew."
-        )
-    if index.extra.get("truth") != _truth_digest(_without(split.listing.items, left_out)):
-        raise ConfigError(
-            f"{what} was made with other masks: they changed, came or went since. Restore them, choose another `name` "
-            "(or `paths`), or delete that folder to make it anew."
-        )
-    ShardStage("prepare", "images", split.folder, index.parameters).remove_stale()
+    ShardStage("prepare", "images", split.folder, {}).remove_stale()
     log.info(f"prepare: {split.name} complete, skipped")
     return True
 
@@ -297,10 +349,3 @@ def _without(items: list[Item], names: list[str]) -> list[Item]:
         else:
             kept.append(item)
     return kept
-
-
-def _size(source: Path | bytes) -> int | str:
-    """What stands for an image in the content digest: a file's size (cheap), the digest of generated bytes."""
-    if isinstance(source, bytes):
-        return sha256_bytes(source)
-    return source.stat().st_size if source.is_file() else -1

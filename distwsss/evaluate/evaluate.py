@@ -32,20 +32,23 @@ from distwsss.maths.miou import ConfusionMatrix
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
-from distwsss.runtime.layout import ROLES, evaluate_dir, evaluation_file, images_dir, other_images_dir
+from distwsss.runtime.layout import ROLES, evaluate_dir, evaluation_file, images_dir, other_images_dir, report_file
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder
 
 Value = TypeVar("Value")
 
 
-def evaluate(config: Config, split: str | None = None, checkpoint: Path | None = None) -> dict[str, Any] | None:
+def evaluate(
+    config: Config, split: str | None = None, checkpoint: Path | None = None, remake: bool = False
+) -> dict[str, Any] | None:
     """Score a checkpoint (default: the one `evaluate.checkpoint` names) on `split` (default: `data.val_split`) of the
     configuration's data; print and return the scores.
 
     This run's own image shards are scored where they hold that split of that data; other data is prepared first
     (`images_to_score`). Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an
     explicit checkpoint adds its folder and digest), and skipped where that is complete; None where no image has a mask.
+    `remake`: a record made with other parameters is replaced.
     Raises CheckpointError without a segmenter, DataError for other classes, ShardError for damaged images, ConfigError
     where the record or the run's own segmenter was made with other parameters.
     """
@@ -61,7 +64,7 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
         return None
     parameters = _parameters(config, segmenter, index)
     path = _record_path(config, index, segmenter.folder if checkpoint else None, parameters)
-    if _on_rank_0(lambda: is_done(path, parameters, f"evaluate: {path.name}")):
+    if _on_rank_0(lambda: is_done(path, parameters, f"evaluate: {path.name}", remake)):
         log.info("evaluate: complete, skipped")
         record = _on_rank_0(lambda: read_json(path))
     else:
@@ -70,6 +73,8 @@ def evaluate(config: Config, split: str | None = None, checkpoint: Path | None =
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
         record["notes"] = notes(config, record)
         _on_rank_0(lambda: write_json(path, record))
+        if remake and ranks.rank() == 0:
+            report_file(config).unlink(missing_ok=True)  # it shows what was replaced
         log.info(f"evaluate: {path}")
     if ranks.rank() == 0:
         print_scores(record)

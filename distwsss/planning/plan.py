@@ -128,10 +128,10 @@ class Plan:
             self.factors[KINDS.get(name, name)] = record["seconds"] / record["expected"]
 
 
-def not_complete(config: Config, stages: Collection[str]) -> list[str]:
-    """Those of `stages` that have work to do."""
+def not_complete(config: Config, stages: Collection[str], anew: Collection[str] = ()) -> list[str]:
+    """Those of `stages` that have work to do; anew: whose results are replaced."""
     complete = complete_stages(config)
-    return [name for name in stages if not complete[name]]
+    return [name for name in stages if name in anew or not complete[name]]
 
 
 def known_facts(config: Config) -> DataFacts | None:
@@ -143,9 +143,9 @@ def known_facts(config: Config) -> DataFacts | None:
         return None
 
 
-def make_plan(config: Config, stages: list[str], data: DataFacts | None) -> Plan:
-    """The plan of the stages named; without times where the data is not known."""
-    complete = complete_stages(config)
+def make_plan(config: Config, stages: list[str], data: DataFacts | None, anew: Collection[str] = ()) -> Plan:
+    """The plan of the stages named; without times where the data is not known. anew: whose results are replaced."""
+    complete = {name: there and name not in anew for name, there in complete_stages(config).items()}
     rules = stage_times(config, data, read_machine(config.hardware.device)) if data else {}
     if data and not data.scored:
         complete["evaluate"] = True  # the data set has no split for it

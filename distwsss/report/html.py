@@ -57,6 +57,18 @@ def _json(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
 
 
+def _current(path: Path, images: ShardIndex | None, pseudo: ShardIndex | None = None) -> Any:
+    """The record at `path`, if it is of the shards that are there now; None where they were replaced since."""
+    record = _json(path)
+    inputs = (record or {}).get("parameters", {}).get("inputs", {})
+    now = {"images": images.fingerprint, "truth": images.extra.get("truth")} if images else {}
+    now |= {"pseudo": pseudo.fingerprint} if pseudo else {}
+    if record is not None and any(inputs.get(key) != value for key, value in now.items()):
+        log.info(f"report: {path.name} is of other shards than there are now: left out")
+        return None
+    return record
+
+
 def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> str:
     items = []
     if "val" in evaluations:
@@ -240,9 +252,10 @@ def write_report(config: Config) -> Path:
     indexes = {role: index for role, index in found.items() if index is not None}
     if "train" in indexes:
         _check_made_with(config, indexes["train"])
-    quality = _json(quality_file(config))
-    records = {path.stem: read_json(path) for path in sorted(evaluate_dir(config).glob("*.json"))}
-    evaluations = {name: record for name, record in records.items() if "miou" in record}
+    quality = _current(quality_file(config), indexes.get("train"), _index(pseudo_dir(config), "pseudo"))
+    own: dict[str, ShardIndex | None] = {role: indexes.get(role) for role in ROLES}
+    records = {p.stem: _current(p, own.get(p.stem)) for p in sorted(evaluate_dir(config).glob("*.json"))}
+    evaluations = {name: record for name, record in records.items() if record and "miou" in record}
     trained = [metrics_file(classifier_dir(config, p)) for p in config.classify.dropouts]
     if not (indexes or quality or evaluations or any(path.is_file() for path in trained)):
         raise DataError(f"report: no stage has left a result in {run_dir(config)}; run `distwsss run` first")

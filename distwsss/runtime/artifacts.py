@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.errors import CheckpointError, ConfigError, RunError
+from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder, Remote
 
 MANIFEST = "MANIFEST.json"
+REMAKE = "Set them back, choose another `name` (or `paths`), or give --remake, which makes anew what depends on them."
 FORMAT_VERSION = 1
 
 
@@ -174,27 +176,42 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def is_done(record: Folder, parameters: dict[str, Any], what: str) -> bool:
+def is_done(record: Folder, parameters: dict[str, Any], what: str, remake: bool = False) -> bool:
     """Whether the stage that wrote `record` is complete for these `parameters`.
 
-    Raises ConfigError naming the differing keys when it was made with other parameters: results are never mixed.
+    Made with other ones it is refused, as results are never mixed: ConfigError naming the differing keys. With `remake`
+    it counts as not done.
     """
     if not record.is_file():
         return False
-    check_same(read_json(record).get("parameters", {}), parameters, f"{what} ({record.parent})")
+    found = read_json(record).get("parameters", {})
+    if remake and (lines := differences(found, parameters)):
+        log.info(f"{what}: made anew, as {', '.join(lines)} changed")
+        return False
+    check_same(found, parameters, f"{what} ({record.parent})")
     return True
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     """Raises ConfigError naming every dotted key in which two sets of parameters differ."""
+    lines = list(differences(found, wanted).values())
+    if lines:
+        raise ConfigError("\n".join([f"{what} was made with other parameters:", *lines[:20], REMAKE]))
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
+    """Every dotted key in which two sets of parameters differ -> a line with both values.
+
+    A key that one of them lacks differs, also from null: what a run did before a key was recorded is not known.
+    """
     old, new = flatten(found), flatten(json.loads(to_json(wanted)))
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if keys:
-        lines = "\n".join(f"  {key}: was {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:20])
-        raise ConfigError(
-            f"{what} was made with other parameters:\n{lines}\n"
-            "Set them back, choose another `name` (or `paths`), or delete that folder to make it anew."
-        )
+
+    def said(flat: dict[str, Any], key: str) -> str:
+        return repr(flat[key]) if key in flat else "not recorded"
+
+    lacking = old.keys() ^ new.keys()
+    keys = [key for key in sorted(old.keys() | new.keys()) if key in lacking or old[key] != new[key]]
+    return {key: f"  {key}: was {said(old, key)}, now {said(new, key)}" for key in keys}
 
 
 def free_space_check(folder: Folder, needed_bytes: int, what: str) -> None:

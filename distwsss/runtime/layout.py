@@ -6,6 +6,7 @@
       classify/P/ (`paths.classifiers`), train/
                                       config.yaml metrics.jsonl done.json checkpoints/{step-NNNNNNNN/, LAST, BEST};
                                       of classifiers scores.npy average_precision.json;
+                                      while one is remade, old/: the one before;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
       seeds/                          quality.json labels.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
@@ -105,6 +106,11 @@ def pointers_below(folder: Path) -> list[Path]:
 def done_file(training: Path) -> Path:
     """Written when a training is complete."""
     return training / DONE
+
+
+def retired_dir(training: Path) -> Path:
+    """The training that was here before, until the one that replaces it is complete (`--remake`)."""
+    return training / "old"
 
 
 def metrics_file(training: Path) -> Path:

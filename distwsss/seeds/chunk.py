@@ -32,7 +32,7 @@ from distwsss.maths.crf import refine
 from distwsss.maths.vote import ABSTAIN, vote
 from distwsss.models.classifier import Classifier
 from distwsss.models.export import WEIGHTS, from_pretrained
-from distwsss.runtime.artifacts import to_json
+from distwsss.runtime.artifacts import fingerprint, sha256_bytes, to_json
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.faults import fault_point
 from distwsss.runtime.pool import tell
@@ -88,11 +88,12 @@ class CamResult:
 
 @dataclass
 class SeedResult:
-    """`bad`: image id -> why its seeds abstain."""
+    """`photos`: digest of what the seeds were made from; `bad`: image id -> why its seeds abstain."""
 
     seeds: Packed
     pseudo: Packed
     devices: list[str]
+    photos: str
     bad: dict[str, str] = field(default_factory=dict)
 
 
@@ -229,12 +230,13 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
     """
     index = checked_index(task.images, "images", task.shard)
     bad: dict[str, str] = {}
-    seed_samples, pseudo_samples = [], []
+    seed_samples, pseudo_samples, seen = [], [], []
     pace = _Pace("crf")
     with _threads(task.section.threads):
         photos = iter_shard(index, task.shard, ["jpg", "json"])
         for (key, photo), cams in zip(photos, zip(*(result.cams for result in found), strict=True), strict=True):
             fault_point(f"crf:{key}")
+            seen.append(_photo_digest(key, photo))
             maps = _image_seeds(key, photo, list(cams), task.section)
             if isinstance(maps, str):
                 bad[name_from_key(key)] = maps
@@ -248,7 +250,17 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
         raise DataError(report_problems(title, problems))
     seeds = Packed(*shard_bytes(f"seeds-{task.shard:05d}.tar", seed_samples))
     pseudo = Packed(*shard_bytes(f"pseudo-{task.shard:05d}.tar", pseudo_samples))
-    return SeedResult(seeds, pseudo, sorted({result.device for result in found}), bad)
+    return SeedResult(seeds, pseudo, sorted({result.device for result in found}), fingerprint(seen), bad)
+
+
+def photos_digest(index: ShardIndex, shard: int) -> str:
+    """Digest of what the seeds of an image shard are made from, beside the classifiers and the section: keys,
+    photographs, labels."""
+    return fingerprint([_photo_digest(key, photo) for key, photo in iter_shard(index, shard, ["jpg", "json"])])
+
+
+def _photo_digest(key: str, photo: dict[str, bytes]) -> list[object]:
+    return [key, sha256_bytes(photo["jpg"]), _labels(photo)]
 
 
 def _image_seeds(key: str, photo: dict[str, bytes], cams: list[Cam], section: SeedsSection) -> np.ndarray | str:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ import torch
 from distwsss.config import Config
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import load_index
+from distwsss.data.shards.verify import digest_problems
 from distwsss.errors import DataError, report_problems
-from distwsss.runtime.artifacts import check_same, free_space_check, is_done, read_json, write_bytes
-from distwsss.runtime.layout import pseudo_dir, quarantine_file, seeds_dir
+from distwsss.runtime.artifacts import check_same, differences, free_space_check, is_done, read_json, write_bytes
+from distwsss.runtime.layout import quarantine_file, report_file, seeds_dir
 from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import remove_tree
-from distwsss.seeds.chunk import SeedResult, SeedTask, vote_shard, whole_shard
+from distwsss.seeds.chunk import SeedResult, SeedTask, photos_digest, vote_shard, whole_shard
 from distwsss.seeds.labels import check_labels
 from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.plan import SeedsPlan, plan_seeds
@@ -34,23 +35,25 @@ from distwsss.seeds.progress import SeedProgress
 _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 
 
-def run_seeds(config: Config, on_bad: str = "fail") -> None:
+def run_seeds(config: Config, on_bad: str = "fail", remake: bool = False) -> None:
     """Seeds, then the vote; `seeds.keep_maps: false` drops the seed shards afterwards.
 
+    `remake`: shards of other images, classifiers or parameters are replaced, but where photographs and labels of a
+    shard, the classifiers and the parameters are what they were, its seeds are kept.
     Raises RunError where the pseudo-labels hold no foreground at all, also those of an earlier run.
     """
     check_roots(config)
     plan = plan_seeds(config)
-    pseudo_done = (pseudo_dir(config) / INDEX).is_file()
-    if not (pseudo_done and not config.seeds.keep_maps and not (seeds_dir(config) / INDEX).is_file()):
-        generate_seeds(plan, on_bad)
-    vote_seeds(plan)
+    dropped = not config.seeds.keep_maps and not (seeds_dir(config) / INDEX).is_file()
+    if not (dropped and _is_voted(plan, remake)):
+        generate_seeds(plan, on_bad, remake)
+    vote_seeds(plan, remake)
     if not config.seeds.keep_maps:
         remove_tree(seeds_dir(config))
     check_labels(config)
 
 
-def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
+def generate_seeds(plan: SeedsPlan, on_bad: str = "fail", remake: bool = False) -> None:
     """CAM and CRF of every (p, scale) over the train image shards, to shards/NAME/seeds; the vote on the way, to
     shards/NAME/pseudo, whose index `vote_seeds` writes.
 
@@ -58,15 +61,18 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
     (`quarantine`: label 255, listed in runs/NAME/seeds/quarantine.jsonl).
     """
     images, seeds, vote = plan.images, plan.seeds, plan.vote
-    if is_done(seeds.folder / INDEX, seeds.parameters, "seeds"):
+    if is_done(seeds.folder / INDEX, seeds.parameters, "seeds", remake):
+        seeds.remove_stale()
         log.info("seeds: complete, skipped")
         return
-    voted = _is_voted(plan)  # refuses here what it would refuse after hours of work
+    voted = _is_voted(plan, remake)  # refuses here what it would refuse after hours of work
     names = plan.config.seed_names()
     free_space_check(seeds.folder, len(images) * len(names) * 8_000, "seeds")
     seeds.remove_stale()
     vote.remove_stale()
-    known = {shard: seeds.finished(shard) for shard in range(len(images.shards))}
+    if remake:
+        _reopen(plan, voted)
+    known = {shard: seeds.finished(shard, remake) for shard in range(len(images.shards))}
     todo = [shard for shard, record in known.items() if record is None]
     if len(todo) < len(known):
         log.info(f"seeds: {len(known) - len(todo)} of {len(known)} shards are there already")
@@ -74,12 +80,43 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail") -> None:
     progress = SeedProgress(images.counts, todo, len(names), _processes(plan.config, len(todo)))
     with closing(_work(plan.config, tasks, progress)) as work:  # a full disk here ends the workers at once
         for task, result in work:
-            seeds.publish(task.shard, result.seeds, devices=result.devices, bad=result.bad)
-            if not voted and vote.finished(task.shard) is None:
+            about = {"devices": result.devices, "photos": result.photos, "bad": result.bad}
+            seeds.publish(task.shard, result.seeds, **about)
+            if not voted and vote.finished(task.shard, remake) is None:
                 vote.publish(task.shard, result.pseudo)
             progress.shard_done(task.shard)
     progress.close()
     _complete_seeds(plan, on_bad)
+
+
+def _reopen(plan: SeedsPlan, voted: bool) -> None:
+    """Before shards of other parameters are replaced: no index is left that names them."""
+    count = len(plan.images.shards)
+    report_file(plan.config).unlink(missing_ok=True)  # it shows what is replaced
+    if not voted:
+        plan.vote.reopen(count)
+    plan.seeds.reopen(count, _unchanged(plan))
+
+
+def _unchanged(plan: SeedsPlan) -> dict[int, dict[str, Any]]:
+    """The shards whose seeds stay, with what their records say: nothing but images elsewhere changed."""
+    images, seeds = plan.images, plan.seeds
+    if not (seeds.folder / INDEX).is_file():
+        return {}
+    old = load_index(seeds.folder, "seeds")
+    versions = old.extra.get("versions", {})
+    device = versions.get("device", "")
+    if set(differences(old.parameters, seeds.parameters)) != {"inputs.images"} or versions != _versions(device):
+        return {}
+    if old.extra["quarantined"]:  # why, their records said
+        return {}
+    about = {"devices": device.split("+"), "bad": {}}
+    photos = dict(zip(range(len(images.shards)), old.extra.get("photos", []), strict=False))
+    return {
+        shard: {**about, "photos": digest}
+        for shard, digest in photos.items()
+        if not digest_problems(old, shard) and photos_digest(images, shard) == digest
+    }
 
 
 def _complete_seeds(plan: SeedsPlan, on_bad: str) -> None:
@@ -96,6 +133,7 @@ def _complete_seeds(plan: SeedsPlan, on_bad: str) -> None:
         log.warning(f"seeds: those of {len(bad)} images abstain, see {path}")
     devices = "+".join(sorted({device for record in records for device in record["devices"]}))
     extra = {"seeds": plan.config.seed_names(), "versions": _versions(devices), "quarantined": sorted(bad)}
+    extra["photos"] = [record.get("photos") for record in records]
     seeds.complete(count, plan.images.classes, extra)
 
 
@@ -112,17 +150,21 @@ def _processes(config: Config, shards: int) -> int:
     return max(1, min(config.hardware.workers, shards))
 
 
-def vote_seeds(plan: SeedsPlan) -> None:
+def vote_seeds(plan: SeedsPlan, remake: bool = False) -> None:
     """The vote of `seeds.vote_on` at t = `seeds.threshold`, to shards/NAME/pseudo."""
     images, seeds, vote = plan.images, plan.seeds, plan.vote
-    if _is_voted(plan):
+    if _is_voted(plan, remake):
+        vote.remove_stale()
         log.info("vote: complete, skipped")
         return
     found = load_index(seeds.folder, "seeds")
     check_same(found.parameters, seeds.parameters, f"seeds ({found.folder})")
     free_space_check(vote.folder, sum(record.bytes for record in images.shards), "vote")
     vote.remove_stale()
-    todo = [shard for shard in range(len(images.shards)) if vote.finished(shard) is None]
+    if remake:
+        report_file(plan.config).unlink(missing_ok=True)  # it shows what is replaced
+        vote.reopen(len(images.shards))
+    todo = [shard for shard in range(len(images.shards)) if vote.finished(shard, remake) is None]
     work = partial(vote_shard, images.folder, seeds.folder, plan.vote_task)
     for shard, packed in track(spread(work, todo, plan.config.hardware.workers), len(todo), "vote", "shard"):
         vote.publish(shard, packed)
@@ -130,14 +172,14 @@ def vote_seeds(plan: SeedsPlan) -> None:
     vote.complete(len(images.shards), images.classes, extra)
 
 
-def _is_voted(plan: SeedsPlan) -> bool:
+def _is_voted(plan: SeedsPlan, remake: bool = False) -> bool:
     """`is_done` of the vote, which also names what differs in the seeds: their own index may be gone
     (`keep_maps: false`). An index written before `seed_parameters` was kept shows their fingerprint only."""
     seeds, vote = plan.seeds, plan.vote
-    if (vote.folder / INDEX).is_file():
+    if (vote.folder / INDEX).is_file() and not remake:
         known = load_index(vote.folder, "pseudo").extra.get("seed_parameters", seeds.parameters)
         check_same(known, seeds.parameters, f"the vote ({vote.folder})")
-    return is_done(vote.folder / INDEX, vote.parameters, "the vote")
+    return is_done(vote.folder / INDEX, vote.parameters, "the vote", remake)
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ Here a run is set up, resumed and ended; `train.steps` does what lies between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,13 @@ def fit(
     resume: str = "auto",
     init_from: Path | None = None,
     described: bytes = b"",
+    clear: Callable[[], None] | None = None,
 ) -> Path:
     """Train `task` to its end in `folder` and return the last checkpoint (the same path on every rank).
 
     `resume`: auto (own LAST if there is one), must, never, or a checkpoint folder to start from when there is no own
-    one. `described`: the configuration, written to config.yaml once nothing refuses. Raises KeyboardInterrupt when
+    one. `described`: the configuration, written to config.yaml once nothing refuses. `clear`: what rank 0 does before
+    the folder is looked into, once every rank is there. Raises KeyboardInterrupt when
     SIGINT, SIGTERM or SIGUSR1 came, after saving or after the end; RunError for a loss that is not finite, and on every
     rank for an error of one.
     """
@@ -81,7 +84,7 @@ def fit(
     first, stop = FirstError(folder, rank, world), StopSignal()
     first.clear()
     try:
-        return _fit(task, hardware, folder, seed, resume, init_from, described, stop)
+        return _fit(task, hardware, folder, seed, resume, init_from, described, clear, stop)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -101,11 +104,16 @@ def _fit(
     resume: str,
     init_from: Path | None,
     described: bytes,
+    clear: Callable[[], None] | None,
     stop: StopSignal,
 ) -> Path:
     share, batch = _share(task, hardware), task.optim.global_batch
     zero = deepspeed_config(hardware, share, task.optim.clip_grad)
     accelerator = make_accelerator(hardware, share.accumulation, zero, folder)
+    if clear:
+        if accelerator.is_main_process:
+            clear()
+        accelerator.wait_for_everyone()
     total = duration_to_steps(task.optim.duration, len(task.selection), batch)
     wrapped, optimizer, start, attempt = _set_up(
         task, hardware, accelerator, checkpoints_dir(folder), resume, init_from

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,8 +23,10 @@ from distwsss.runtime.layout import (
     check_absolute_roots,
     classifier_dir,
     done_file,
+    evaluate_dir,
     images_dir,
     metrics_file,
+    report_file,
     segmenter_dir,
     training_lock,
 )
@@ -32,19 +36,27 @@ from distwsss.runtime.run_folder import check_training_folder, config_text
 from distwsss.train.earlier import start_classifier
 from distwsss.train.loop import fit
 from distwsss.train.measure import measure, tell
+from distwsss.train.remake import drop_retired, is_other, retire, retire_records, start_again
 from distwsss.train.task import Task, classifier_task, segmenter_task
 
 ORPHAN_SECONDS = 120.0  # how long the workers of a killed driver may live on
 
 
-def classify(config: Config, resume: str = "auto", init_from: Path | None = None) -> None:
+def classify(
+    config: Config,
+    resume: str = "auto",
+    init_from: Path | None = None,
+    remake: bool = False,
+    warm: bool = False,
+) -> None:
     """Train one classifier per dropout probability, into runs/NAME/classify/P: one after the other, or with
     `hardware.executor: ray` as many at once as the cluster has GPUs (without any: CPUs). Then say how good they are on
     the photographs held out, and which tags they contradict.
 
     `init_from`: a folder of earlier classifiers, P below it, each of which goes on from the one of its p there.
+    `remake`: those of other images or parameters are trained anew; `warm`: from the weights of those they replace.
     """
-    jobs = [ClassifierJob(config, dropout, resume, init_from) for dropout in config.classify.dropouts]
+    jobs = [ClassifierJob(config, dropout, resume, init_from, remake, warm) for dropout in config.classify.dropouts]
     if config.hardware.executor == "ray":
         if ranks.world_size() > 1:
             raise ConfigError("classify: found executor ray under torchrun; allowed: one of them")
@@ -64,6 +76,8 @@ class ClassifierJob:
     dropout: float
     resume: str
     init_from: Path | None = None
+    remake: bool = False
+    warm: bool = False
 
 
 def train_classifier(job: ClassifierJob) -> None:
@@ -77,7 +91,9 @@ def train_classifier(job: ClassifierJob) -> None:
         with lock:
             task = classifier_task(job.config, job.dropout)
             start_classifier(task, folder, job.init_from and job.init_from / folder.name)
-            _run(task, job.config, folder, job.resume)
+            if job.remake and not job.init_from:
+                start_again(task, folder, job.warm)
+            _run(task, job.config, folder, job.resume, remake=job.remake)
             measure(job.config, job.dropout)
     except Timeout:
         raise RunError(f"{folder}: locked, another process trains this classifier; wait for it or end it") from None
@@ -116,12 +132,19 @@ def _reporter(config: Config, every: float = 20.0) -> Callable[[], None]:
     return tick
 
 
-def train(config: Config, resume: str = "auto", init_from: Path | None = None) -> None:
-    """Train the segmenter, into runs/NAME/train."""
-    _run(segmenter_task(config), config, segmenter_dir(config), resume, init_from)
+def train(config: Config, resume: str = "auto", init_from: Path | None = None, remake: bool = False) -> None:
+    """Train the segmenter, into runs/NAME/train. `remake`: anew, where it was trained with other parameters."""
+    _run(segmenter_task(config), config, segmenter_dir(config), resume, init_from, remake)
 
 
-def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path | None = None) -> None:
+def _run(
+    task: Task,
+    config: Config,
+    folder: Path,
+    resume: str,
+    init_from: Path | None = None,
+    remake: bool = False,
+) -> None:
     if init_from:
         task.origin["init_from"] = str(init_from)
         try:
@@ -129,8 +152,25 @@ def _run(task: Task, config: Config, folder: Path, resume: str, init_from: Path 
         except CheckpointError as error:
             raise CheckpointError(f"--init-from {error}") from error
         task.parameters["init_from"] = sha256_file(init_from / WEIGHTS)
-    if resume != "never" and is_done(done_file(folder), task.parameters, task.name):
+    if resume != "never" and is_done(done_file(folder), task.parameters, task.name, remake):
         log.info(f"{task.name}: complete, skipped")
+        _clear(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    fit(task, config.hardware, folder, config.seed, resume, init_from, config_text(config))
+    clear = partial(_replace, config, folder, task.parameters) if remake else None
+    fit(task, config.hardware, folder, config.seed, resume, init_from, config_text(config), clear)
+    _clear(folder)
+
+
+def _replace(config: Config, folder: Path, parameters: dict[str, Any]) -> None:
+    """What was trained there with other parameters makes way, with all that tells of it."""
+    if is_other(folder, parameters):
+        report_file(config).unlink(missing_ok=True)
+        if folder == segmenter_dir(config):
+            retire_records(folder, evaluate_dir(config))
+        retire(folder, parameters)
+
+
+def _clear(folder: Path) -> None:
+    if ranks.rank() == 0:
+        drop_retired(folder)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from distwsss.data.shards.format import INDEX, ShardRecord
+from distwsss.data.shards.index import load_index
 from distwsss.data.shards.scratch import damage
 from distwsss.data.shards.writer import publish_shard, write_index
 from distwsss.errors import ShardError
-from distwsss.runtime.artifacts import check_same, read_json, write_json
+from distwsss.runtime.artifacts import check_same, differences, read_json, sha256_file, write_json
 from distwsss.runtime.faults import fault_point
-from distwsss.runtime.storage import Folder
+from distwsss.runtime.storage import Folder, size_of
 
 
 @dataclass
@@ -57,19 +58,48 @@ class ShardStage:
             return None
         return None if damage(data, record) else value
 
-    def finished(self, number: int) -> dict[str, Any] | None:
-        """`published`, but raises ConfigError when it was made with other parameters."""
+    def finished(self, number: int, remake: bool = False) -> dict[str, Any] | None:
+        """`published`, but raises ConfigError when it was made with other parameters; with `remake` None."""
         value = self.published(number)
+        if value is not None and remake and differences(value["parameters"], self.parameters):
+            return None
         if value is not None:
             check_same(value["parameters"], self.parameters, f"{self.name} ({self.shard(number)})")
         return value
 
     def publish(self, number: int, packed: Packed, **about: Any) -> None:
-        """The shard, then the record that says which parameters made it, so that a rerun never mixes."""
-        publish_shard(self.folder, packed.record, packed.data)
+        """The shard, then the record that says which parameters made it, so that a rerun never mixes. A shard that lies
+        there byte for byte is not written again."""
+        if not self._holds(packed.record):
+            publish_shard(self.folder, packed.record, packed.data)
         value = {"parameters": self.parameters, "record": packed.record.to_json(), **about}
         write_json(self.record_path(number), value)
         fault_point(f"after-shard:{packed.record.name}")
+
+    def _holds(self, record: ShardRecord) -> bool:
+        try:
+            same = size_of(self.folder / record.name) == record.bytes
+        except FileNotFoundError:
+            return False
+        return same and sha256_file(self.folder / record.name) == record.sha256
+
+    def reopen(self, count: int, kept: dict[int, dict[str, Any]] | None = None) -> None:
+        """Turn what lies there into an attempt at these parameters that was killed: no index, a record for the shards
+        that are `kept` (number -> what else their record says), no shards after the first `count`.
+
+        The records come first: a kill before the index goes leaves the folder complete as it was.
+        """
+        if (self.folder / INDEX).is_file():
+            shards = load_index(self.folder, self.kind).shards if kept else []
+            for number, about in (kept or {}).items():
+                value = {"parameters": self.parameters, "record": shards[number].to_json(), **about}
+                write_json(self.record_path(number), value)
+            (self.folder / INDEX).unlink()
+        wanted = {self.shard(number).name for number in range(count)}
+        for path in [*self.folder.glob(f"{self.kind}-*.tar"), *self.folder.glob(f"{self.kind}-*.tar.json")]:
+            if path.name.removesuffix(".json") not in wanted:
+                path.unlink(missing_ok=True)
+        fault_point(f"after-reopen:{self.kind}")
 
     def complete(self, count: int, classes: list[str], extra: dict[str, Any]) -> None:
         """The index; the records are in it."""

@@ -113,7 +113,7 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
 
 
 def test_a_key_that_was_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="e: was None, now 5"):
+    with pytest.raises(ConfigError, match="e: was not recorded, now 5"):
         check_same({"a": 1}, {"a": 1, "e": 5}, "stage")
 
 

@@ -172,7 +172,7 @@ def test_crowd_is_of_masks_alone(coco: Path, tmp_path: Path) -> None:
     old, new = (load_index(images_dir(config, "train")) for config in configs)
     assert old.fingerprint == new.fingerprint
     assert old.extra["truth"] != new.extra["truth"]
-    with pytest.raises(ConfigError, match="other masks"):
+    with pytest.raises(ConfigError, match="masks changed, come or gone"):
         prepare(settings(coco, tmp_path / "ignore", crowd="paint"))
 
 
