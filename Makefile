@@ -5,15 +5,20 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-all lint clean
 
-# torch and torchvision first and together, so that pip takes a matching pair
-$(VENV)/installed: setup.cfg pyproject.toml
+# what using distwsss takes; torch and torchvision first and together, so that pip takes a matching pair
+$(VENV)/usable: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet -e ".[lite,ray,deepspeed,dev]"
+	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-demo: $(VENV)/installed  ## image-level labels to mIoU and pictures, on generated data
+# and what testing takes beside it: Ray, DeepSpeed, the developers' tools
+$(VENV)/installed: $(VENV)/usable
+	$(BIN)/python -m pip install --quiet -e ".[lite2,ray,deepspeed,dev]"
+	touch $@
+
+demo: $(VENV)/usable  ## image-level labels to mIoU and pictures, on generated data
 	$(BIN)/distwsss run --config configs/demo/shapes.yaml
 
 # what computes on one thread runs in two processes on two cores; tests/dist starts several processes itself

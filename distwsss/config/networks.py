@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from distwsss.config.section import LATER, NEUTRAL, Probability, Section
 
-# backbones of one stride whose weights no package brings -> a file that has them
+# backbones of one stride whose weights no package brings and no server gives -> a file that has them
 FROM_FILE = {
     "resnet38": "ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
     "resnet101_caffe": "deeplabv1_resnet101-coco.pth",
@@ -21,8 +21,8 @@ class BackboneSection(Section):
     name: str = Field(
         "lite",
         description="any timm model with feature maps; `lite`: EfficientNet-Lite0 (320 channels); `lite_full`: with "
-        "its head convolution (1280 channels, for classifiers); `resnet38`: the wide ResNet-38 of psa, SEAM and EPS "
-        "(4096 channels), from a file `weights`; `resnet101_caffe`: DeepLab's own (deeplab-pytorch), likewise; "
+        "its head convolution (1280 channels, for classifiers); `lite2`: EfficientNet-Lite2 (352); `resnet38`: "
+        "the wide ResNet-38 of psa, SEAM and EPS (4096 channels); `resnet101_caffe`: DeepLab's own (deeplab-pytorch); "
         "`mit_b0` to `mit_b5` (SegFormer); `swin_tiny`, `swin_small`, `swin_base`, `swin_large` (Mask2Former); `tiny`: "
         "from scratch, for demo and tests",
     )
@@ -31,7 +31,7 @@ class BackboneSection(Section):
     )
     weights: str | None = Field(
         None,
-        description="file with the weights to start from (docs/weights.md); null: those that `name` comes with",
+        description="file with the weights to start from (docs/weights.md); null: the published ones of `name`",
         json_schema_extra=NEUTRAL,  # a path; its sha256 is what the run's parameters hold
     )
     output_stride: Literal[8, 16, 32] = Field(
@@ -66,11 +66,6 @@ class BackboneSection(Section):
     def _weights(self) -> BackboneSection:
         if self.weights is not None and not self.pretrained:
             raise ValueError("`weights` is a file, but `pretrained` is false; allowed: pretrained: true, or no file")
-        if self.name in FROM_FILE and self.pretrained and self.weights is None:
-            raise ValueError(
-                f"`weights` is missing: {self.name} comes with none; allowed: a file, as {FROM_FILE[self.name]} "
-                "(docs/weights.md), or pretrained: false"
-            )
         return self
 
     @model_validator(mode="after")

@@ -17,8 +17,8 @@ from distwsss.config import Config
 from distwsss.config.networks import BackboneSection
 from distwsss.config.training import OptimSection
 from distwsss.errors import ConfigError, DistwsssError, report_problems
-from distwsss.models.weights.files import FOLDER_FILES, weights_file
-from distwsss.models.weights.hub import REPOSITORIES
+from distwsss.models.weights.files import weights_file
+from distwsss.models.weights.published import unobtainable
 from distwsss.planning.facts import DataFacts
 from distwsss.planning.times import stored_pixels
 from distwsss.runtime import ray_pool
@@ -104,16 +104,10 @@ def network(section: BackboneSection) -> tuple[list[str], float]:
 
 def missing_weights(section: BackboneSection) -> Iterator[str]:
     """What is missing of the weights that a backbone starts from."""
-    from distwsss.models.weights.backbone import lite_file
-
     if section.weights:
         yield from _file("weights", section.weights)
-    elif section.pretrained and section.name in ("lite", "lite_full"):
-        yield from _raised(lite_file)
-    elif section.pretrained and section.name in REPOSITORIES:
-        yield from _hub(section.name, REPOSITORIES[section.name], FOLDER_FILES)
-    elif section.pretrained:
-        yield from _timm(section.name)
+    elif section.pretrained and (problem := unobtainable(section.name)):
+        yield problem
 
 
 def _file(key: str, path: str) -> Iterator[str]:
@@ -124,34 +118,6 @@ def _file(key: str, path: str) -> Iterator[str]:
         return
     if not found.is_file():
         yield f"{key}: {found}: no such file; allowed: a file or folder of weights (docs/weights.md)"
-
-
-def _timm(name: str) -> Iterator[str]:
-    import timm
-
-    if not timm.is_model(name):
-        return  # said where the network is built
-    published = timm.get_pretrained_cfg(name)
-    if published is None or not (published.hf_hub_id or published.url or published.file):
-        yield f"timm has no published weights of {name!r}; allowed: pretrained: false, or a file as weights"
-    elif published.hf_hub_id:
-        yield from _hub(name, published.hf_hub_id, ("model.safetensors", "pytorch_model.bin"))
-
-
-def _hub(name: str, repository: str, files: tuple[str, ...]) -> Iterator[str]:
-    """Whether the hub's cache holds one of the files or, if not, whether the hub answers."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=10)
-    except Exception as error:  # what it raises offline depends on its version and on the HTTP library it uses
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        yield (
-            f"{name}: its weights ({repository}) are not in the Hugging Face cache, and the hub could not be asked "
-            f"({reason}); give a file as weights (docs/weights.md), or set pretrained: false"
-        )
 
 
 def _disk(config: Config, stages: Collection[str], data: DataFacts, sizes: dict[str, float]) -> Iterator[str]:

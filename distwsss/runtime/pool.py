@@ -41,7 +41,8 @@ def spread(
         for task in tasks:
             yield task, _heard(work, task, hear)
         return
-    told = multiprocessing.get_context("spawn").SimpleQueue() if hear else None
+    with shared_memory.needed("worker processes", "hardware.workers"):
+        told = multiprocessing.get_context("spawn").SimpleQueue() if hear else None
     try:
         with spawn_pool(min(workers, len(tasks)), told) as pool:
             futures = {pool.submit(work, task): task for task in tasks}

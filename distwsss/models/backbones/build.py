@@ -11,14 +11,14 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distwsss.config.networks import BackboneSection
+from distwsss.config.networks import FROM_FILE, BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.backbones.recompute import recompute, residual_blocks
 from distwsss.models.backbones.resnet38 import ResNet38
 from distwsss.models.backbones.resnet_caffe import CaffeResNet101
-from distwsss.models.weights.backbone import load_file_into, load_lite
+from distwsss.models.weights.backbone import LITES, load_file_into, load_lite
+from distwsss.models.weights.published import fetch, published
 
-LITE = "tf_efficientnet_lite0"
 FIRST_BLOCKS = ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"]  # of EfficientNet-Lite0
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -49,9 +49,11 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, name: str, pretrained: bool, output_stride: int) -> None:
         super().__init__()
+        # read from the cache; what timm has elsewhere than on the hub it gets itself
+        options = {"pretrained_cfg_overlay": {"file": str(fetch(name))}} if pretrained and published(name) else {}
         try:
             self.net = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=[-1], output_stride=output_stride
+                name, pretrained, features_only=True, out_indices=[-1], output_stride=output_stride, **options
             )
         except Exception as error:
             raise ConfigError(
@@ -62,9 +64,9 @@ class TimmFeatures(nn.Module):
         if stride != output_stride:
             raise ConfigError(f"backbone {name!r}: output stride is {stride}; asked for {output_stride}")
         self.channels: int = self.net.feature_info.channels()[-1]
-        published = getattr(self.net, "pretrained_cfg", None) or {}
-        self.mean = list(published.get("mean", IMAGENET_MEAN))
-        self.std = list(published.get("std", IMAGENET_STD))
+        told = getattr(self.net, "pretrained_cfg", None) or {}
+        self.mean = list(told.get("mean", IMAGENET_MEAN))
+        self.std = list(told.get("std", IMAGENET_STD))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)[-1]
@@ -80,7 +82,8 @@ class LiteFull(nn.Module):
 
     def __init__(self, output_stride: int) -> None:
         super().__init__()
-        self.net = timm.create_model(LITE, pretrained=False, num_classes=0, global_pool="", output_stride=output_stride)
+        name = LITES["lite_full"]
+        self.net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", output_stride=output_stride)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net.forward_features(images)
@@ -88,9 +91,10 @@ class LiteFull(nn.Module):
 
 def _lite(section: BackboneSection) -> nn.Module:
     full = section.name == "lite_full"
-    features = LiteFull(section.output_stride) if full else TimmFeatures(LITE, False, section.output_stride)
+    stride = section.output_stride
+    features = LiteFull(stride) if full else TimmFeatures(LITES[section.name], False, stride)
     if section.pretrained and not section.weights:
-        load_lite(features.net)
+        load_lite(features.net, section.name)
     features.mean, features.std = [0.498] * 3, [0.502] * 3
     return features
 
@@ -105,6 +109,7 @@ NETS: dict[str, Callable[[BackboneSection], nn.Module]] = {
     "tiny": lambda section: TinyNet(),  # the configuration allows it no published weights and stride 8 only
     "lite": _lite,
     "lite_full": _lite,
+    "lite2": _lite,
     "resnet38": lambda section: ResNet38(),
     "resnet101_caffe": lambda section: CaffeResNet101(),
 }
@@ -125,15 +130,17 @@ class Backbone(nn.Module):
         self.mean: list[float] = getattr(self.net, "mean", IMAGENET_MEAN)
         self.std: list[float] = getattr(self.net, "std", IMAGENET_STD)
         self.channels: int = self.net.channels
-        if section.weights:
-            load_file_into(getattr(self.net, "net", self.net), section.weights, section.name)
+        by_name = section.pretrained and section.name in FROM_FILE
+        weights = section.weights or (fetch(section.name) if by_name else None)
+        if weights:
+            load_file_into(getattr(self.net, "net", self.net), weights, section.name)
         # a layout, not a result: convolutions are 1.3 to 2 times as fast on CPUs, and what tensor cores want
         self.net.to(memory_format=torch.channels_last)
         self._freeze()
 
     def _freeze(self) -> None:
-        published = getattr(self.net, "frozen", ()) if self.section.pretrained else ()
-        for prefix in (*self._asked(), *published):
+        fixed = getattr(self.net, "frozen", ()) if self.section.pretrained else ()
+        for prefix in (*self._asked(), *fixed):
             matching = [p for name, p in self.net.named_parameters() if name.removeprefix("net.").startswith(prefix)]
             if not matching:
                 raise ConfigError(f"backbone {self.section.name!r}: freeze: no parameter starts with {prefix!r}")

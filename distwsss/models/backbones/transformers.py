@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from distwsss.config.networks import BackboneSection
 from distwsss.errors import ConfigError
 from distwsss.models.weights.backbone import load_file_into
-from distwsss.models.weights.hub import hub_folder
+from distwsss.models.weights.published import fetch
 
 
 def prepare(backbone: nn.Module, section: BackboneSection) -> None:
     """Weights to start from, if `section` asks for them, then its `freeze`.
 
-    They come from the file or folder `weights`, else from the Hugging Face hub (`hub.REPOSITORIES`). `output_stride`
+    They come from the file or folder `weights`, else by name (`published`). `output_stride`
     has no meaning here, features are at strides 4, 8, 16 and 32; the configuration refuses 8. Raises CheckpointError
     for weights that are missing or do not fit, ConfigError for a `freeze` that names nothing.
     """
     if section.pretrained:
-        load_file_into(backbone, section.weights or hub_folder(section.name), section.name)
+        load_file_into(backbone, section.weights or fetch(section.name), section.name)
     for prefix in section.freeze or []:
         matching = [p for name, p in backbone.named_parameters() if name.startswith(prefix)]
         if not matching:

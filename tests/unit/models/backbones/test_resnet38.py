@@ -225,7 +225,6 @@ def test_new_keys_that_are_set_are_in_the_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("build", "found"),
     [
-        (lambda: BackboneSection(name="resnet38", output_stride=8), "`weights` is missing: resnet38 comes with none"),
         (lambda: BackboneSection(name="resnet38", weights="w.pth"), "one stride: 8"),
         (lambda: BackboneSection(weights="w.pth", pretrained=False), "`pretrained` is false"),
         (lambda: ClassifySection(dropout_layer="b7"), "`dropout_layer` is 'b7', but `backbone.name` is 'lite_full'"),
