@@ -36,7 +36,7 @@ def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def _kind(name: str, text: str) -> str:
-    """Equal for missing pictures that were, or were not, found under a similar name; of other problems the image's own."""
+    """Equal for missing pictures, with a similar name or without; of any other problem the image's own."""
     if not text.startswith("no image"):
         return f"{name}: {text}"
     for own in (name, stem_of(name)):
