@@ -24,7 +24,7 @@ def holding_others(classes: list[str]) -> list[str]:
 
 
 def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
-    """Problems by image as lines: more than FEW of a kind are one line with their number and the first of them."""
+    """Problems by image as lines; more than FEW pictures that are not there are one line with the first of them."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, texts in bad:
         for text in texts:
@@ -36,7 +36,9 @@ def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def _kind(name: str, text: str) -> str:
-    """`text` without what differs from image to image: its name, what is quoted, numbers."""
+    """Equal for missing pictures, with a similar name or without; of any other problem the image's own."""
+    if not text.startswith("no image"):
+        return f"{name}: {text}"
     for own in (name, stem_of(name)):
         text = text.replace(own, "")
     return re.sub(r"`[^`]*`|'[^']*'|\d+(, \d+)*", "", text)
