@@ -2,7 +2,8 @@
 
 The losses of real training differ by step: tiny batches, warm-up, a schedule that restarts, parts that rise while the
 whole falls. What ends a run must therefore hold for all of them: the smoothed loss is `factor` times its best, it still
-rises (or the run is at its end), and it is above `factor` times what an untrained network of one loss term has at most (about 1).
+rises (or the run is at its end), and it is above `factor` times what an untrained network of one loss term has at most
+(about 1).
 """
 
 from __future__ import annotations
