@@ -100,6 +100,8 @@ def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal)
 
     if start and evaluates(start) and _evaluation_missed(run, start):
         _evaluate(run, start)
+    if start:
+        run.growth.first(*_best_so_far(run, start))
     began = last_line = time.monotonic()
     bar = step_bar(start, total, run.task.name)
     for step in bar:
@@ -229,15 +231,26 @@ def _log_metrics(run: Run, step: int) -> str:
     """One line of metrics.jsonl: means over the steps since the last one, over all ranks."""
     steps, metrics, run.meter = run.meter.steps, run.meter.means(run.accelerator), Meter()
     if FIRST in metrics:
-        run.growth.first(step - steps + 1, metrics.pop(FIRST))
+        run.growth.first(step - steps + 1, metrics[FIRST])
     lr = run.optimizer.param_groups[0]["lr"] / run.optimizer.param_groups[0]["multiplier"]
     if run.main():
         append_metrics(run.metrics, {"attempt": run.attempt, "step": step, "lr": lr, **metrics})
     if run.hardware.trackers:
         run.accelerator.log({"lr": lr, "attempt": run.attempt, **metrics}, step=step)
-    if run.growth.grows(step, metrics["loss"], steps):
+    if run.growth.grows(step, metrics["loss"], steps, last=step == run.total):
         raise RunError(_growth_message(run, step))
     return f"loss {metrics['loss']:.4f}, lr {lr:.2e}, {metrics['images_per_second']:.1f} images/s"
+
+
+def _best_so_far(run: Run, start: int) -> tuple[int, float]:
+    """Step and loss of the best line up to `start`, so that a run whose loss had grown when it was stopped is still
+    measured by what it was; infinite where nothing was written. Rank 0 looks."""
+    lines = read_metrics(run.metrics) if run.main() else []
+    known = [line for line in lines if "loss" in line and line["step"] <= start]
+    losses = [(min(line["loss"], line.get(FIRST, math.inf)), line["step"]) for line in known]
+    best, step = min(losses, default=(math.inf, start)) if run.main() else (0.0, 0)
+    best, step = all_sum(run.accelerator, torch.tensor([best, step], dtype=torch.float64)).tolist()
+    return int(step), best
 
 
 def _growth_message(run: Run, step: int) -> str:

@@ -18,8 +18,9 @@ def ends_at(losses: Iterable[float], every: int = 10, factor: float | None = 10.
         line = seen[start : start + every]
         if start == 0:
             growth.first(1, line[0])
-        if growth.grows(start + len(line), float(np.mean(line)), len(line)):
-            return start + len(line)
+        end = start + len(line)
+        if growth.grows(end, float(np.mean(line)), len(line), last=end == len(seen)):
+            return end
     return None
 
 
@@ -49,6 +50,10 @@ def test_a_loss_that_grew_at_once_and_stays_up_ends() -> None:
 
 def test_a_late_divergence_ends() -> None:
     assert ends_at([*np.geomspace(0.7, 0.05, 400), *np.geomspace(0.05, 300, 100)]) in range(400, 501)
+
+
+def test_what_comes_down_too_late_ends_at_the_last_step() -> None:
+    assert ends_at([0.7, *np.geomspace(1e9, 1e3, 199)]) == 200
 
 
 def test_null_never_ends() -> None:
