@@ -125,7 +125,9 @@ VERBS: dict[str, Verb] = {
         "a configuration for your pictures, with the reason beside every value",
         lambda _, given: pipeline.new(given.folder, given.output),
         (
-            _option("folder", metavar="FOLDER", type=Path, help="the data set: images/ and a file of tags, or VOC, COCO"),
+            _option(
+                "folder", metavar="FOLDER", type=Path, help="the data set: images/ and a file of tags, or VOC, COCO"
+            ),
             _option("--output", "-o", metavar="FILE", type=Path, help="the YAML file (default: NAME.yaml, here)"),
         ),
         config="none",
