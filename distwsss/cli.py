@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,16 @@ EXECUTOR = _option(
     help="who does the work in parallel: actors of a Ray cluster (RAY_ADDRESS, else one on this machine), or local "
     "processes; auto: Ray for seeds where it is installed (default: hardware.executor)",
 )
+REMAKE = _option(
+    "--remake",
+    action="store_true",
+    help="what was made from other data or parameters is made anew, and nothing else, instead of being refused",
+)
+WARM_START = _option(
+    "--warm-start",
+    action="store_true",
+    help="with --remake: classifiers go on from the weights of those they replace, class by class name",
+)
 INIT_FROM = _option("--init-from", metavar="PATH", type=Path, help="checkpoint folder whose weights to start from")
 CHECKPOINT = _option(
     "--checkpoint",
@@ -100,7 +110,7 @@ def _without(flag: str, text: str) -> Option:
 
 def _options(given: Arguments) -> pipeline.Options:
     """Those of the stages' options that the verb has."""
-    names = (name for name in ("resume", "on_bad", "init_from") if hasattr(given, name))
+    names = (field.name for field in fields(pipeline.Options) if hasattr(given, field.name))
     return pipeline.Options(**{name: getattr(given, name) for name in names})
 
 
@@ -125,9 +135,7 @@ VERBS: dict[str, Verb] = {
         "a configuration for your pictures, with the reason beside every value",
         lambda _, given: pipeline.new(given.folder, given.output),
         (
-            _option(
-                "folder", metavar="FOLDER", type=Path, help="the data set: images/ and a file of tags, or VOC, COCO"
-            ),
+            _option("folder", metavar="FOLDER", type=Path, help="images/ and a file of tags, or VOC, or COCO"),
             _option("--output", "-o", metavar="FILE", type=Path, help="the YAML file (default: NAME.yaml, here)"),
         ),
         config="none",
@@ -136,23 +144,23 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "every stage in turn, from image-level labels to mIoU and pictures",
         lambda config, given: pipeline.run_stages(config, _options(given)),
-        (RESUME, ON_BAD, EXECUTOR, INIT_FROM),
+        (RESUME, ON_BAD, EXECUTOR, INIT_FROM, REMAKE, WARM_START),
     ),
     "prepare": Verb(
         "check the data set and write image shards",
         lambda config, given: pipeline.prepare(config, _options(given)),
-        (ON_BAD,),
+        (ON_BAD, REMAKE),
     ),
     "classify": Verb(
         "train one classifier per dropout probability",
         lambda config, given: pipeline.classify(config, _options(given)),
-        (RESUME, EXECUTOR),
+        (RESUME, EXECUTOR, REMAKE, WARM_START),
         single_process=False,
     ),
     "seeds": Verb(
         "CAMs, dense CRF and vote: seed and pseudo-label shards",
         lambda config, given: pipeline.seeds(config, _options(given)),
-        (ON_BAD, EXECUTOR),
+        (ON_BAD, EXECUTOR, REMAKE),
     ),
     "stats": Verb(
         "compare seeds and vote with the train masks, where there are any", lambda config, _: pipeline.stats(config)
@@ -160,13 +168,13 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "train the segmenter on the pseudo-labels",
         lambda config, given: pipeline.train(config, _options(given)),
-        (RESUME, INIT_FROM),
+        (RESUME, INIT_FROM, REMAKE),
         single_process=False,
     ),
     "evaluate": Verb(
         "score the segmenter: mIoU without and with multi-scale + flip and CRF",
-        lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint),
-        (CHECKPOINT_ALONE, _option("--split", metavar="NAME", help="split to score (default: data.val_split)")),
+        lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint, given.remake),
+        (CHECKPOINT_ALONE, _option("--split", metavar="NAME", help="split to score (default: data.val_split)"), REMAKE),
         config="checkpoint",
         single_process=False,
     ),
@@ -293,7 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distwsss",
         description="Weakly supervised semantic segmentation from image-level labels.",
-        epilog="Start with: distwsss new PICTURES, or distwsss run --config demo/shapes. Every stage skips what is complete.",
+        epilog="Start with: distwsss new PICTURES, or run --config demo/shapes. Every stage skips what is complete.",
     )
     parser.add_argument("--version", action="version", version=f"distwsss {distwsss.__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
