@@ -122,13 +122,20 @@ def open_run(config: Config, command: str | None, describe: bool = True) -> Iter
 def check_run_folder(config: Config) -> None:
     """Raises ConfigError where the run folder holds files that a run would write over and that are not ours."""
     folder = run_dir(config)
-    found = [name for name in RUN_CONTENTS if os.path.lexists(folder / name)]
+    found = [name for name in RUN_CONTENTS if _holds_files(folder / name)]
     if found and not _is_run(config):
         raise ConfigError(
             f"{folder}: holds {', '.join(found)}, which distwsss did not write and would write over; nothing was "
             "written. Name a folder of its own (`--set paths.run=FOLDER`, or another `name`), or move these away"
         )
     _check_own(describing_files(config)["configuration"])
+
+
+def _holds_files(path: Path) -> bool:
+    """A file, or a folder with one: empty folders may be those of another rank, which was here first."""
+    if path.is_symlink() or not path.is_dir():
+        return os.path.lexists(path)
+    return any(not below.is_dir() for below in path.rglob("*"))
 
 
 def check_training_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from distwsss.config import Config
@@ -38,6 +39,7 @@ from distwsss.runtime.layout import (
 )
 from distwsss.runtime.progress import log, track
 from distwsss.train.engine.accelerate import all_sum, end_accelerator, make_accelerator
+from distwsss.train.engine.zero_config import deepspeed_config
 from distwsss.train.holdout import MEASURED_FROM, classifier_held_out_keys, image_tags
 
 LONGEST = 320  # pixels of a photograph's longest side: what is in it is seen there too, in a fraction of the time
@@ -54,9 +56,7 @@ def measure(config: Config, dropout: float) -> None:
         "holdout": config.classify.holdout,
         "base_size": config.seeds.base_size,
     }
-    batch, micro = config.classify.optim.global_batch, config.hardware.micro_batch
-    share = share_batch(batch, micro, ranks.rank(), ranks.world_size())  # a launcher may insist on the accumulation
-    accelerator = make_accelerator(config.hardware, share.accumulation, folder=folder)
+    accelerator = _engine_of_training(config, folder)
     try:
         known = accelerator.is_main_process and _is_measured(folder, parameters)
         if all_sum(accelerator, torch.tensor([int(known)])):  # rank 0 has looked, for all
@@ -68,6 +68,14 @@ def measure(config: Config, dropout: float) -> None:
             _write(folder, index, scores.cpu().numpy(), parameters)
     finally:
         end_accelerator(accelerator)
+
+
+def _engine_of_training(config: Config, folder: Path) -> Accelerator:
+    """As it was while the classifier was trained: what a launcher insists on, and no other after DeepSpeed."""
+    hardware, optim = config.hardware, config.classify.optim
+    share = share_batch(optim.global_batch, hardware.micro_batch, ranks.rank(), ranks.world_size())
+    zero = deepspeed_config(hardware, share, optim.clip_grad)
+    return make_accelerator(hardware, share.accumulation, zero, folder)
 
 
 def _is_measured(folder: Path, parameters: dict[str, Any]) -> bool:
@@ -144,8 +152,9 @@ def tell(config: Config) -> list[Doubt]:
     """Log what was measured of each classifier; write and log the tags that all of them, on average, contradict."""
     folders = [classifier_dir(config, p) for p in config.classify.dropouts]
     records = [read_json(average_precision_file(folder)) for folder in folders]
-    for folder, record in zip(folders, records, strict=True):
-        log.info(f"classify {folder.name}: {precision_line(record)}")
+    said = {folder.name: precision_line(record) for folder, record in zip(folders, records, strict=True)}
+    for name, line in said.items() if records[0]["photographs"] else [("", precision_line(records[0]))]:
+        log.info(f"{f'classify {name}'.rstrip()}: {line}")
     index, path = load_index(images_dir(config, "train"), "images"), doubtful_tags_file(config)
     mean = np.mean([np.load(scores_file(folder), allow_pickle=False) for folder in folders], axis=0)
     doubts = write_doubts(path, doubtful_tags(index, mean, set(records[0]["ids"])))

@@ -25,6 +25,7 @@ USERS = {
     "deepspeed": {"train/engine/zero_config.py"},
     "accelerate": {
         *("train/engine/accelerate.py", "train/loop.py", "train/steps.py", "train/meter.py", "train/heldout.py"),
+        "train/measure.py",
         "train/estimate/fake_step.py",
     },
     "wandb": set(),  # by accelerate's trackers

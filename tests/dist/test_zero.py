@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.launching import Run, Start, make_shared
@@ -164,3 +165,6 @@ def test_one_process_trains_a_classifier_after_the_other(run: Make, launcher: st
         assert all(list(each.rglob("events.out.tfevents.*")) for each in folders)
         ours, theirs = (load_file(each / "checkpoints/step-00000004/model.safetensors") for each in folders)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        scores = [np.load(each / "scores.npy") for each in folders]
+        assert (scores[0] > 0).all(), "a photograph that no rank looked at"
+        np.testing.assert_allclose(*scores, rtol=1e-4)

@@ -48,6 +48,13 @@ def test_a_folder_with_files_of_other_names_is_used(tiny, tmp_path: Path) -> Non
     assert (tmp_path / "run/notes.txt").read_text() == NOTES
 
 
+def test_folders_that_another_rank_has_made_already_are_no_ones_files(tiny, tmp_path: Path) -> None:
+    (tmp_path / "run/classify/0.10/checkpoints").mkdir(parents=True)
+    with open_run(tiny(), "distwsss classify"):
+        pass
+    assert (tmp_path / "run/env.json").is_file()
+
+
 def test_a_linked_run_folder_is_looked_into(tiny, tmp_path: Path) -> None:
     put(tmp_path / "thesis", "config.yaml")
     (tmp_path / "run").symlink_to("thesis")
