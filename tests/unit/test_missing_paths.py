@@ -78,7 +78,7 @@ def test_files_of_the_configuration(call: Callable[[], object], looked_at: str, 
         ({"dataset": "voc", "root": VOC, "train_split": "train_aug", "sbd": GONE}, GONE),
         ({"dataset": "coco", "root": FOLDER}, f"{FOLDER}/annotations/instances_train2014.json"),
         ({"dataset": "folder", "root": FOLDER}, f"{FOLDER}/images"),
-        ({"dataset": "folder", "root": VOC, "images": "JPEGImages"}, f"{VOC}/tags.csv"),
+        ({"dataset": "folder", "root": VOC, "images": "JPEGImages"}, f"{VOC}/cls_labels.csv"),
     ],
     ids=["voc", "coco", "folder", "no devkit", "split", "sbd", "no JSON", "data.images", "data.tags"],
 )

@@ -68,7 +68,7 @@ def remove_three(root: Path) -> None:
 
 
 def add_a_class(root: Path) -> None:
-    retag(root, ("p4,dog", "p4,dog hat"), ("p5,dog", "p5,ant"))
+    retag(root, ("p4,dog", "p4,dog;hat"), ("p5,dog", "p5,yak"))
 
 
 def rename_a_class(root: Path) -> None:
@@ -76,7 +76,7 @@ def rename_a_class(root: Path) -> None:
 
 
 def drop_a_class(root: Path) -> None:
-    retag(root, ("cat dog", "dog"))
+    retag(root, ("cat;dog", "dog"))
     for name in ("p2", "p8"):
         (root / f"masks/{name}.png").write_bytes(encode_palette(np.full(SIZE, 1, np.uint8)))
 
@@ -98,7 +98,7 @@ CHANGES = [
     (remove_three, ["photographs removed: 3 (p4.png, p5.bmp, p7.png)"], None),
     (
         add_a_class,
-        ["tags changed: 2 (p4.png: dog -> dog, hat; p5.bmp: dog -> ant)", "classes added: 2 (ant, hat)"],
+        ["tags changed: 2 (p4.png: dog -> dog, hat; p5.bmp: dog -> yak)", "classes added: 2 (hat, yak)"],
         None,
     ),
     (rename_a_class, ["classes renamed: 1 (dog -> hound)"], None),

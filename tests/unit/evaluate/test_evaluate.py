@@ -102,7 +102,7 @@ def test_iou_is_that_of_the_matrix(scored: Scored) -> None:
 
 def test_what_is_printed(scored: Scored) -> None:
     assert "list val: 5 of 5 images scored" in scored.printed
-    assert "step-00000010 (step 10): labels vote, t = 3, loss hybrid, temperature 1.0" in scored.printed
+    assert "step-00000010 (step 10): labels vote, t = 3, loss hybrid, temperature 0.1" in scored.printed
     for name in CLASSES:
         assert name in scored.printed
     assert scored.printed.count("+ CRF") == 2

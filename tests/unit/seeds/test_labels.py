@@ -35,7 +35,7 @@ def labelled(folder: Path, pixels: list[list[int]] = PIXELS, **sections: object)
         found = np.resize(np.array(pixels[number], np.uint8), size)
         return found, np.full(size, 3, np.uint8)
 
-    write_pseudo(config, maps, threshold=2)
+    write_pseudo(config, maps, threshold=3)
     return config
 
 
