@@ -266,7 +266,10 @@ def test_what_a_feature_behind_a_deep_stem_sees() -> None:
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"weights": "w.pth", "pretrained": False}, "`weights` is a file, but `pretrained` is false"),
+        (
+            {"weights": "w.pth", "pretrained": False, "output_stride": 8},
+            "`weights` is a file, but `pretrained` is false",
+        ),
         ({"weights": "w.pth", "output_stride": 16}, "allowed for backbone `resnet101_caffe`, which has one stride: 8"),
     ],
 )
