@@ -267,11 +267,7 @@ def test_what_a_feature_behind_a_deep_stem_sees() -> None:
     ("options", "found"),
     [
         (
-<<<<<<< HEAD
-            {"output_stride": 8, "weights": "w.pth", "pretrained": False},
-=======
             {"weights": "w.pth", "pretrained": False, "output_stride": 8},
->>>>>>> edges
             "`weights` is a file, but `pretrained` is false",
         ),
         ({"weights": "w.pth", "output_stride": 16}, "allowed for backbone `resnet101_caffe`, which has one stride: 8"),
