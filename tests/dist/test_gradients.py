@@ -34,7 +34,7 @@ def sections(global_batch: int, micro_batch: int | None) -> dict[str, Any]:
         "duration": "1 steps", "global_batch": global_batch, "lr": LR, "schedule": "constant", "momentum": 0.0,
         "weight_decay": 0.0, "head_multiplier": 1.0, "bias_multiplier": 1.0,
     }  # fmt: skip
-    train = {"optim": optim, "holdout": 0.0, "head_dropout": 0.0, "augment": {"resize": [0.5, 1.2]}}
+    train = {"optim": optim, "holdout": 0.0, "temperature": 1.0, "head_dropout": 0.0, "augment": {"resize": [0.5, 1.2]}}
     return {"train": {**train, "backbone": SMOOTH}, "hardware": {"micro_batch": micro_batch}}
 
 
