@@ -18,15 +18,15 @@ from distwsss.planning.facts import DataFacts, MachineFacts
 from distwsss.seeds.progress import crf_seconds
 from distwsss.train.estimate.cards import CARDS, computes_in
 
-# --- what was measured, and on what ---
+# --- what was measured, and on what; sums were not yet compared with an idle run ---
 
 # CPU seconds of one core (x86 server of 2026, two cores, float32, channels-last) per megapixel that goes forward, and
 # per megapixel of crop of a training step; lite: 4 crops of 320 pixels at stride 16, tiny: 16 of 96
 FORWARD = {"tiny": 0.13, "lite": 0.6, "lite_full": 0.65}
 TRAINING = {"tiny": 0.7, "lite": 3.1, "lite_full": 3.0}
-# GFLOP (a multiplication and an addition are two) of a forward per megapixel, at the strides counted or published: the
-# ResNets' counted by torch at 16 and reckoned at 8, resnet38's from its parameters at stride 8, SegFormer's and
-# Mask2Former's whole networks as their papers have them
+# GFLOP (a multiplication and an addition are two) of a forward per megapixel. Counted by torch: tiny, lite, lite_full,
+# resnet18 and resnet50 at 16; reckoned from these: the other strides, resnet101; resnet38 from its parameters;
+# SegFormer's and Mask2Former's whole networks about as their papers have them
 GFLOP: dict[str, dict[int, float]] = {
     "tiny": {8: 7}, "lite": {8: 94, 16: 27, 32: 15}, "lite_full": {8: 100, 16: 30, 32: 17},
     "resnet18": {8: 320, 16: 121, 32: 72}, "resnet50": {8: 823, 16: 247, 32: 164},
@@ -40,6 +40,7 @@ CORE_GFLOPS = 45.0  # of one core: lite's 27 GFLOP in its 0.6 s
 USED = 0.25  # share of a card's peak rate that such networks reach: assumed, not measured here
 UNKNOWN_CARD = 20_000.0  # GFLOP/s at its peak of a card that is in no table
 TRAIN_FACTOR = 3.0  # a backward costs two forwards
+# guesses from here on, until runs were compared with them (DECODE: 0.005 measured)
 MORE_CORES = 0.85  # of a core's work, that each further one adds to a network's
 DECODE, ENCODE = 0.01, 0.05  # CPU seconds per megapixel of a JPEG (decode; encode and shrink)
 AUGMENT = 0.08  # CPU seconds per megapixel of crop: decode, scale, colours
