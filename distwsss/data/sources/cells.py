@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SEPARATORS = re.compile(r"[;,|\r\n]")
+NOTHING = ("-", "--", "none", "null", "nan", "n/a", "nil")  # no tag, unless a class is called so
 QUOTES = ("''", '""', "``", "\u2018\u2019", "\u201c\u201d")
 
 
@@ -23,7 +24,8 @@ def split_cells(cells: list[Any], classes: list[str] | None) -> list[list[str]]:
     """
     parts = [_parts(cell, classes) for cell in cells]
     known = set(classes) if classes is not None else {part for cell in parts for part in cell if not _has_space(part)}
-    return [_without_repeats(tag for part in cell for tag in _words(part, known, classes)) for cell in parts]
+    found = [_without_repeats(tag for part in cell for tag in _words(part, known, classes)) for cell in parts]
+    return [[tag for tag in cell if tag.lower() not in NOTHING or tag in (classes or ())] for cell in found]
 
 
 def _parts(cell: Any, classes: list[str] | None) -> list[str]:

@@ -126,7 +126,12 @@ def read_text(path: Path) -> str:
     """A UTF-8 file, with or without byte order mark, or UTF-16 with one (Excel's). Raises DataError."""
     try:
         data = path.read_bytes()
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if data.startswith(b"PK\3\4"):
+            raise DataError(f"{path}: found an Excel workbook or another archive; save it as text (Excel: `CSV UTF-8`)")
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if "\0" in text:
+            raise DataError(f"{path}: found zero bytes, so it is no UTF-8 text; save it as such (Excel: `CSV UTF-8`)")
+        return text
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: found bytes that are not UTF-8 (at {error.start}); save the file as UTF-8 (Excel: `CSV UTF-8`)"

@@ -41,13 +41,21 @@ def read_csv(path: Path) -> Table:
     text = read_text(path)
     told = re.match(r"sep=(.)\r?\n", text)  # Excel's own way to say it
     separator = told[1] if told else _separator(text)
-    reader = csv.reader(io.StringIO(text[told.end() :] if told else text), delimiter=separator, strict=True,
-                        skipinitialspace=True)  # fmt: skip
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from error
+    lines = _lines(path, text[told.end() :] if told else text, separator)
     return Table(path, lines[0][1] if lines else [], lines[1:], separator)
+
+
+def _lines(path: Path, text: str, separator: str) -> list[tuple[int, list[Any]]]:
+    """Rows that are not blank. Something behind a closing quote is taken as spreadsheets take it; an open quote would
+    swallow all that follows."""
+    for strict in (True, False):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict, skipinitialspace=True)
+        try:
+            return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+        except csv.Error as error:
+            if not strict or text.count('"') % 2:
+                raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from error
+    raise AssertionError("the second way returns or raises")
 
 
 def _separator(text: str) -> str:
@@ -78,5 +86,15 @@ def as_table(path: Path, records: list[tuple[int, Any]]) -> Table:
     wrong = [number for number, record in records if not isinstance(record, dict)]
     if wrong:
         raise DataError(f"{path}: record {wrong[0]}: found no JSON object; allowed: an object for each picture")
+    records = [(number, _flat(record)) for number, record in records]
     header = list(dict.fromkeys(name for _, record in records for name in record))
     return Table(path, header, [(number, [record.get(name, "") for name in header]) for number, record in records])
+
+
+def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """`{"objects": {"categories": [...]}}` as a column `objects.categories`; `{"choices": [...]}` is a cell."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        inner = isinstance(value, dict) and value.keys() != {"choices"}
+        found.update(_flat(value, f"{before}{name}.") if inner else {before + name: value})
+    return found

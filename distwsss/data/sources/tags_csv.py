@@ -5,26 +5,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distwsss.data.sources.cells import split_cells
-from distwsss.data.sources.listing import BACKGROUND, IMAGE_SUFFIXES, TagRow, stem_of
+from distwsss.data.sources.cells import NOTHING, split_cells
+from distwsss.data.sources.columns import (
+    NO,
+    OFF,
+    ON,
+    PEOPLE,
+    PICTURES,
+    SPLITS,
+    TAGS,
+    Finder,
+    as_flag,
+    difficult,
+    flag_columns,
+    image_column,
+    quoted,
+    tag_column,
+    without_header,
+)
+from distwsss.data.sources.listing import BACKGROUND, IMAGE_SUFFIXES, TagRow
 from distwsss.data.sources.table import SEPARATORS, Table, read_csv
 from distwsss.errors import DataError, report_problems
 
-PICTURES = (
-    *("image", "file_name", "filename", "file", "filepath", "file_path", "path", "image_path", "image_file"),
-    *("image_name", "image_id", "img", "picture", "photo", "name", "id"),
-)
-TAGS = (
-    *("labels", "label", "tags", "tag", "classes", "class", "categories", "category"),
-    *("choices", "choice", "class_name", "class_names", "label_name", "category_name"),
-)
-ON, OFF = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "", "-1", "-1.0")
-Finder = Callable[[str], list[str]]  # a name -> the pictures that it can mean
+NO_CLASS = (BACKGROUND, "unlabeled", "unlabelled")  # columns that some exports have beside those of classes
 
 
 @dataclass
@@ -50,21 +57,19 @@ def read_tags(path: Path, find: Finder, classes: list[str] | None) -> Tags:
 
 def rows_of(table: Table, find: Finder, classes: list[str] | None) -> Tags:
     """The tags in a table. Raises DataError."""
-    image, others = _image_column(table, find)
-    places = [place for place, name in enumerate(table.names) if name in TAGS and place != image]
-    if image is None or (not places and not _flags(table, image)):
+    table, bare = without_header(table, find)
+    image, others = image_column(table, find)
+    place = None if image is None else tag_column(table, image)
+    flags = [] if image is None or place is not None else flag_columns(table, image)
+    if image is None or (place is None and not flags):
         raise DataError(_header_refused(table))
-    if places and not _equal(table, places):
-        raise DataError(
-            f"{table.path}: found several columns of tags ({_named(table, places)}) that differ; rename or delete all "
-            "but one"
-        )
-    problems, joined = _trim(table, places[0] if places else None)
-    tags = split_cells(table.column(places[0]), classes) if places else _flagged(table, image)
-    rows = _rows(table, image, tags, problems)
-    said = f"{table.path}: pictures in column `{table.header[image]}`{others}, {_said_tags(table, image, places)}"
+    problems, joined = _trim(table, place)
+    tags = _flagged(table, flags, classes, problems) if place is None else split_cells(table.column(place), classes)
+    rows, people = _of_people(table, _rows(table, image, tags, problems), find)
+    said = _said_flags(table, image, flags) if place is None else _said_cells(table, place)
     separator = f", separated by {SEPARATORS.get(table.separator, repr(table.separator))}" if table.separator else ""
-    return Tags(rows, said + separator + joined)
+    column = f"{table.path}: pictures in column `{table.header[image]}`{others}"
+    return Tags(rows, f"{column}, {said}{separator}{bare}{joined}{people}")
 
 
 def _header_refused(table: Table) -> str:
@@ -76,86 +81,34 @@ def _header_refused(table: Table) -> str:
     )
 
 
-# --- which column names the pictures ---
-
-
-def _image_column(table: Table, find: Finder) -> tuple[int | None, str]:
-    """The place of the column of picture names, and what to say about others that could be.
-
-    A name with its suffix outweighs one without: `1` beside `3.jpg` is the table's own row number.
-    """
-    names = table.names
-    places = sorted((place for place, name in enumerate(names) if name in PICTURES), key=lambda at: _rank(names[at]))
-    if len(places) < 2:
-        return (places[0] if places else None), ""
-    found = {place: [_meant(str(cell), find) for cell in table.column(place)] for place in places}
-    strength = {place: max((weight for _, weight in cells), default=0) for place, cells in found.items()}
-    best = [place for place in places if strength[place] == max(strength.values()) and strength[place]]
-    chosen = max(best, key=lambda place: sum(weight > 0 for _, weight in found[place]), default=places[0])
-    rivals = [place for place in best if _differ(found[chosen], found[place])]
-    if rivals:
-        raise DataError(
-            f"{table.path}: found pictures in several columns ({_named(table, [chosen, *rivals])}) that differ; rename "
-            "or delete the one that is not the picture"
-        )
-    ignored = [place for place in places if place != chosen]
-    return chosen, f" ({_named(table, ignored)} ignored)"
-
-
-def _rank(name: str) -> int:
-    return PICTURES.index(name)
-
-
-def _meant(cell: str, find: Finder) -> tuple[list[str], int]:
-    """The pictures that a cell means; 2: named with a suffix, 1: without, 0: it means none."""
-    found = find(cell) if cell else []
-    return found, (2 if stem_of(cell) != cell else 1) if found else 0
-
-
-def _differ(chosen: list[tuple[list[str], int]], other: list[tuple[list[str], int]]) -> bool:
-    return any(a != b and a and b for (a, _), (b, _) in zip(chosen, other, strict=True))
-
-
-def _named(table: Table, places: list[int]) -> str:
-    return ", ".join(f"`{table.header[place]}`" for place in places)
-
-
 # --- tags ---
 
 
-def _equal(table: Table, places: list[int]) -> bool:
-    return all(table.column(place) == table.column(places[0]) for place in places)
+def _flagged(
+    table: Table, places: list[int], classes: list[str] | None, problems: dict[int, list[str]]
+) -> list[list[str]]:
+    """Per row the classes whose columns say 1; a column `background` says nothing, unless a class is called so."""
+    places = [at for at in places if table.names[at] not in NO_CLASS or table.header[at] in (classes or [])[1:]]
+    yes = (*ON, "0", "0.0") if difficult(table, places) else ON
+    columns = {table.header[at]: [as_flag(cell) for cell in table.column(at)] for at in places}
+    for row, (number, _) in enumerate(table.rows):
+        odd = [f"`{name}` {cells[row]!r}" for name, cells in columns.items() if cells[row] not in (*ON, *OFF, *NO)]
+        if odd and row not in problems:
+            problems[row] = [f"{table.path.name} line {number}: found {', '.join(odd)}; allowed: 0 or 1"]
+    return [[name for name, cells in columns.items() if cells[row] in yes] for row in range(len(table.rows))]
 
 
-def _flags(table: Table, image: int) -> list[int]:
-    """Places of the columns that say 0 or 1 for a class."""
-    reserved = {image, *(place for place, name in enumerate(table.names) if name in ("", "split", *PICTURES))}
-    places = [place for place in range(len(table.header)) if place not in reserved]
-    return [place for place in places if table.rows and all(_is_flag(cell) for cell in table.column(place))]
+def _said_flags(table: Table, image: int, flags: list[int]) -> str:
+    rest = [at for at in range(len(table.header)) if at not in (image, *flags) and table.header[at]]
+    ignored = [at for at in rest if table.names[at] not in (*SPLITS, *PICTURES)]
+    hard = difficult(table, flags)
+    said = f"a column for each of {len(flags)} classes" + (f" ({quoted(table, ignored)} ignored)" if ignored else "")
+    return said + (f" (0 beside 1 and -1, {hard} times, is VOC's `difficult objects alone`: has the class)" if hard else "")
 
 
-def _is_flag(cell: Any) -> bool:
-    return _flag(cell) in (*ON, *OFF)
-
-
-def _flag(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip().lower()
-
-
-def _flagged(table: Table, image: int) -> list[list[str]]:
-    """Per row the classes whose columns say 1; a column `background` says nothing."""
-    places = [place for place in _flags(table, image) if table.names[place] != BACKGROUND]
-    columns = {table.header[place]: table.column(place) for place in places}
-    return [[name for name, cells in columns.items() if _flag(cells[row]) in ON] for row in range(len(table.rows))]
-
-
-def _said_tags(table: Table, image: int, places: list[int]) -> str:
-    if places:
-        return f"tags in `{table.header[places[0]]}`"
-    flags = _flags(table, image)
-    rest = [place for place in range(len(table.header)) if place not in (image, *flags) and table.header[place]]
-    ignored = [place for place in rest if table.names[place] not in ("split", *PICTURES)]
-    return f"a column for each of {len(flags)} classes" + (f" ({_named(table, ignored)} ignored)" if ignored else "")
+def _said_cells(table: Table, place: int) -> str:
+    silent = sum(str(cell).strip().lower() in NOTHING for cell in table.column(place))
+    return f"tags in `{table.header[place]}`" + (f" ({silent} cells have a word for no tags)" if silent else "")
 
 
 # --- rows ---
@@ -188,7 +141,7 @@ def _is_file(cell: str) -> bool:
 
 
 def _rows(table: Table, image: int, tags: list[list[str]], problems: dict[int, list[str]]) -> list[TagRow]:
-    split = table.names.index("split") if "split" in table.names else None
+    split = next((at for at, name in enumerate(table.names) if name in SPLITS and at != image), None)
     rows, nameless = [], []
     for row, (number, cells) in enumerate(table.rows):
         name = str(cells[image]).strip()
@@ -199,3 +152,17 @@ def _rows(table: Table, image: int, tags: list[list[str]], problems: dict[int, l
     if nameless:
         raise DataError(report_problems(f"{table.path}", nameless))
     return rows
+
+
+def _of_people(table: Table, rows: list[TagRow], find: Finder) -> tuple[list[TagRow], str]:
+    """A row for each picture, with the tags that any person gave it, where a table names the people."""
+    if not any(name in PEOPLE for name in table.names):
+        return rows, ""
+    first: dict[str, TagRow] = {}
+    for row in rows:
+        kept = first.setdefault(next(iter(find(row.name)), row.name), row)
+        if kept is not row:
+            kept.tags = list(dict.fromkeys([*kept.tags, *row.tags]))
+            kept.problems = [*kept.problems, *row.problems]
+    more = len(rows) - len(first)
+    return list(first.values()), f"; {more} rows of further people (all their tags count)" if more else ""
