@@ -18,7 +18,7 @@ from distwsss.errors import DataError
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 IGNORE = 255  # in a mask: no class
-MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
+MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # JPEG masks would be lossy
 ORIENTATION = 0x0112  # EXIF's tag
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 
@@ -149,16 +149,31 @@ def _load_png(data: bytes, where: str, modes: Sequence[str], max_pixels: int | N
     image, *_ = _load(data, where, MASK_FORMATS, max_pixels)
     if image.mode not in modes:
         raise DataError(f"{where}: found pixel mode {image.mode}{_about(image)}; allowed: {' or '.join(modes)}")
+    if wrong := _not_as_stored(image):
+        raise DataError(f"{where}: found {wrong}; allowed: one picture, without loss; save it as PNG")
     depth = _depth(data, image)
     if image.mode == "L" and depth != 8:  # PIL scales 2- and 4-bit greys to 0..255: class ids would change
         raise DataError(f"{where}: found a {depth}-bit grey {image.format}; allowed: 8-bit grey or palette")
     return np.array(image)  # palette indices, not colours
 
 
+def _not_as_stored(image: Image.Image) -> str:
+    """Why the values that PIL gives are not those that were drawn; empty where they are."""
+    if getattr(image, "n_frames", 1) > 1:
+        return f"{image.n_frames} pictures in one {image.format}"
+    if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        return "a TIFF with lossy compression"
+    if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(262) == 0:  # PIL turns the values around
+        return "a TIFF in which 0 is white"
+    return ""
+
+
 def _depth(data: bytes, image: Image.Image) -> int:
     """Bits of a pixel as they lie in the file."""
     if image.format == "TIFF":
         return int(image.tag_v2.get(258, (1,))[0])
+    if image.format == "GIF":  # always a palette; grey where colour and index are the same
+        return 8
     return data[28] if image.format == "BMP" else data[24]  # BITMAPINFOHEADER; IHDR
 
 

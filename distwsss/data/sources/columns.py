@@ -28,7 +28,7 @@ ABOUT = {"id", "ids", "index", "count", "score", "confidence", "source", "file",
 SPLITS = ("split", "subset", "partition")
 PEOPLE = ("annotator", "annotation_id", "completion_id")  # a table of theirs has a row per person and picture
 OF_TOOLS = (*PEOPLE, "created_at", "updated_at", "lead_time", "width", "height", "index")
-ON, OFF, NO = ("1", "1.0", "true", "yes", "x"), ("0", "0.0", "false", "no", ""), ("-1", "-1.0")
+ON, OFF, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", ""), ("-1", "-1.0")
 Finder = Callable[[str], list[str]]  # a name -> the pictures that it can mean
 
 
@@ -89,7 +89,10 @@ def quoted(table: Table, places: list[int]) -> str:
 
 
 def tag_column(table: Table, image: int) -> int | None:
-    """The place of the column of tags; None where there is none, or a column for each class. Raises DataError for several that differ."""
+    """The place of the column of tags; None where there is none, or a column for each class.
+
+    Raises DataError for several that differ.
+    """
     names, flags = table.names, flag_columns(table, image)
     places = [at for at, name in enumerate(names) if name in TAGS and at != image]
     places = places or [at for at, name in enumerate(names) if at != image and _speaks_of_tags(name)]
@@ -138,15 +141,17 @@ def difficult(table: Table, places: list[int]) -> int:
     minus, zero = sum(counts[each] for each in NO), counts["0"] + counts["0.0"]
     if minus and zero >= minus:
         raise DataError(
-            f"{table.path}: found {zero} times 0 and {minus} times -1 in the columns of classes, of which either may mean "
-            "no; allowed: 1 and 0, or 1 and -1"
+            f"{table.path}: found {zero} times 0 and {minus} times -1 in the columns of classes, of which either may "
+            "mean no; allowed: 1 and 0, or 1 and -1"
         )
     return zero if minus else 0
 
 
 def without_header(table: Table, find: Finder) -> tuple[Table, str]:
-    """`table` with a header of ours where its first line names a picture, and what to say of it. Raises DataError where the columns cannot be
-    told apart."""
+    """`table` with a header of ours where its first line names a picture, and what to say of it.
+
+    Raises DataError where the columns cannot be told apart.
+    """
     first = table.header
     if not any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in first if isinstance(cell, str)):
         return table, ""

@@ -30,7 +30,7 @@ from distwsss.data.sources.lists import read_ids
 from distwsss.data.sources.masks import Masks
 from distwsss.data.sources.pictures import Pictures, loose_line
 from distwsss.data.sources.tags_csv import Tags
-from distwsss.data.sources.tags_found import find_tags
+from distwsss.data.sources.tags_found import find_tags, other_tables
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.progress import log
 
@@ -69,10 +69,12 @@ def _pictures(data: DataSection, root: Path) -> Pictures:
 def _no_tags(data: DataSection, root: Path, required: bool) -> Tags:
     path = root / data.tags
     if required:
+        others = other_tables(root)
+        there = f"; there are {', '.join(others[:5])}: name one with --set data.tags=FILE" if others else ""
         raise DataError(
             f"`data.tags`: found no file {path}; allowed: a CSV under `data.root` with the header `image,labels`, "
             "a line per picture, or labels.csv, _classes.csv, metadata.csv or .jsonl, an export of Label Studio, "
-            "cls_labels.npy, or a folder of pictures for each class"
+            f"cls_labels.npy, lists in ImageSets/Main, or a folder of pictures for each class{there}"
         )
     return Tags([], "", where=str(path))
 

@@ -3,19 +3,18 @@ Called by `tags_found`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
+from distwsss.data.sources.columns import PEOPLE
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, TagRow
-from distwsss.data.sources.pictures import Pictures
+from distwsss.data.sources.pictures import Pictures, by_address
 from distwsss.data.sources.table import read_json
 from distwsss.data.sources.tags_csv import Tags
 from distwsss.errors import DataError
 
 RESULTS = ("annotations", "completions")
-UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 
 
 def is_label_studio(path: Path) -> bool:
@@ -28,6 +27,16 @@ def is_label_studio(path: Path) -> bool:
     return bool(tasks) and all(isinstance(task, dict) and "data" in task and _has_results(task) for task in tasks)
 
 
+def is_json_min(path: Path) -> bool:
+    """Whether a JSON file is Label Studio's short form: a record for each annotation, with who made it."""
+    try:
+        content = read_json(path)
+    except DataError:
+        return False
+    records = content if isinstance(content, list) else []
+    return bool(records) and all(isinstance(each, dict) and any(name in each for name in PEOPLE) for each in records)
+
+
 def _has_results(task: dict[str, Any]) -> bool:
     return any(isinstance(task.get(key), list) for key in RESULTS)
 
@@ -37,7 +46,7 @@ def read_label_studio(path: Path, pictures: Pictures, classes: list[str] | None)
     task without an image, or where nobody has chosen anything."""
     tasks = [(_image(task["data"], path), _finished(task)) for task in read_json(path)]
     done = [(image, results) for image, results in tasks if results]
-    rows = [TagRow(_name(image, pictures), _choices(results), None, []) for image, results in done]
+    rows = [TagRow(by_address(image, pictures), _choices(results), None, []) for image, results in done]
     if not any(row.tags for row in rows):
         raise DataError(f"{path}: found no result of type `choices`; allowed: tasks with choices as image-level labels")
     several = sum(len(results) > 1 for _, results in done)
@@ -66,18 +75,3 @@ def _choices(results: list[list[Any]]) -> list[str]:
     regions = [region for result in results for region in result if region.get("type") == "choices"]
     names = [str(name).strip() for region in regions for name in region.get("value", {}).get("choices", [])]
     return list(dict.fromkeys(names))
-
-
-def _name(image: str, pictures: Pictures) -> str:
-    """The picture that an address means: the longest end of its path that is a file, with or without the prefix of
-    uploaded files; else its last part."""
-    address = urlsplit(image)
-    local = parse_qs(address.query).get("d")
-    path = local[0] if local else unquote(address.path) if address.scheme or address.query else image
-    parts = [part for part in path.replace("\\", "/").split("/") if part]
-    ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    ends += [UPLOADED.sub("", parts[-1], count=1)] if parts and UPLOADED.match(parts[-1]) else []
-    return next((end for end in ends if pictures.find(end)), None) or next(
-        (found[0] for end in ends[-2:] if len(found := pictures.called(end.rsplit("/", 1)[-1])) == 1),
-        ends[-1] if ends else image,
-    )

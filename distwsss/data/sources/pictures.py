@@ -15,9 +15,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from distwsss.data.sources.listing import IMAGE_SUFFIXES, fold, plain_name, stem_of
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|/data/", re.IGNORECASE)  # of a server, or of Label Studio's uploads
+UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 MOST_COMPARED = 100_000  # names compared letter by letter for suggestions, in all
 
 
@@ -96,6 +99,21 @@ class Pictures:
         self._left -= len(self.names)
         close = difflib.get_close_matches(name, self.names, n=1, cutoff=0.8) if self._left > 0 else []
         return close[0] if close else None
+
+
+def by_address(image: str, pictures: Pictures) -> str:
+    """The picture that an address means: the longest end of its path that is a file, with or without the prefix of
+    uploaded files; else its last part."""
+    address = urlsplit(image)
+    local = parse_qs(address.query).get("d")
+    path = local[0] if local else unquote(address.path) if address.scheme or address.query else image
+    parts = [part for part in path.replace("\\", "/").split("/") if part]
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    ends += [UPLOADED.sub("", parts[-1], count=1)] if parts and UPLOADED.match(parts[-1]) else []
+    return next((end for end in ends if pictures.find(end)), None) or next(
+        (found[0] for end in ends[-2:] if len(found := pictures.called(end.rsplit("/", 1)[-1])) == 1),
+        ends[-1] if ends else image,
+    )
 
 
 def without_zeros(name: str) -> str:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 from distwsss.data.sources.listing import Listing, stem_of
 
+OF_TAGS = ("unknown class", "duplicate id", "empty label list", "no image-level labels", "label ")
 FEW = 3  # problems of a kind that get a line each
 
 
@@ -24,7 +25,8 @@ def holding_others(classes: list[str]) -> list[str]:
 
 
 def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
-    """Problems by image as lines; more than FEW pictures that are not there are one line with the first of them."""
+    """Problems by image as lines; more than FEW pictures that are not there, or tags with the same fault,
+    are one line with the first of them."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, texts in bad:
         for text in texts:
@@ -36,8 +38,11 @@ def problem_lines(bad: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def _kind(name: str, text: str) -> str:
-    """Equal for missing pictures, with a similar name or without; of any other problem the image's own."""
-    if not text.startswith("no image"):
+    """Equal for missing pictures, with a similar name or without, and for the same fault of tags; of any other problem
+    the image's own."""
+    if text.startswith(OF_TAGS):
+        return text
+    if not text.startswith("no image of"):
         return f"{name}: {text}"
     for own in (name, stem_of(name)):
         text = text.replace(own, "")

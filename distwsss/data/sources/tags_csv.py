@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distwsss.data.sources.cells import NOTHING, split_cells
 from distwsss.data.sources.columns import (
@@ -103,7 +102,8 @@ def _said_flags(table: Table, image: int, flags: list[int]) -> str:
     ignored = [at for at in rest if table.names[at] not in (*SPLITS, *PICTURES)]
     hard = difficult(table, flags)
     said = f"a column for each of {len(flags)} classes" + (f" ({quoted(table, ignored)} ignored)" if ignored else "")
-    return said + (f" (0 beside 1 and -1, {hard} times, is VOC's `difficult objects alone`: has the class)" if hard else "")
+    voc = f" (0 beside 1 and -1, {hard} times: difficult objects alone, as VOC has it, which count)"
+    return said + (voc if hard else "")
 
 
 def _said_cells(table: Table, place: int) -> str:
@@ -166,3 +166,19 @@ def _of_people(table: Table, rows: list[TagRow], find: Finder) -> tuple[list[Tag
             kept.problems = [*kept.problems, *row.problems]
     more = len(rows) - len(first)
     return list(first.values()), f"; {more} rows of further people (all their tags count)" if more else ""
+
+
+def from_zero(rows: list[TagRow], classes: list[str] | None, path: Path) -> tuple[list[TagRow], str]:
+    """Numbers of Hugging Face's ClassLabel, which count from 0, not from 1 as ours, as the names in `classes`; and what
+    to say of it. Raises DataError where the numbers can be either."""
+    numbers = {tag for row in rows for tag in row.tags}
+    if classes is None or not numbers or not all(tag.isdigit() for tag in numbers) or numbers & set(classes):
+        return rows, ""
+    low, high, last = min(map(int, numbers)), max(map(int, numbers)), len(classes) - 1
+    if low > 0 and high == last:
+        return rows, "; class numbers count from 1"
+    if low > 0 or high >= last:
+        found = f"class numbers {low}..{high} for {last} classes"
+        raise DataError(f"{path}: found {found}; allowed: 0..{last - 1}, and names where they may count from 1")
+    named = [replace(row, tags=[classes[1 + int(tag)] for tag in row.tags]) for row in rows]
+    return named, "; class numbers count from 0"

@@ -24,6 +24,7 @@ from distwsss.data.sources.listing import (
 )
 from distwsss.data.sources.lists import read_ids, voc_id
 from distwsss.data.sources.main_lists import read_main
+from distwsss.data.sources.pictures import Pictures
 from distwsss.data.sources.renumbered import mask_source
 from distwsss.data.sources.sbd import TRAIN_AUG, MatMask, list_files, sbd_folder, train_aug_names
 from distwsss.data.sources.tags_csv import Tags, read_tags
@@ -49,8 +50,9 @@ def list_voc(data: DataSection, split: str) -> Listing:
     classes = class_names(data, root) or VOC_CLASSES
     where, names, find_mask = _split(data, root, split)
     labels_from = _labels_from(data, root, required=split == data.train_split)
-    read_labels = _label_reader(labels_from, root, classes, data)
+    read_labels = _label_reader(labels_from, root, classes, data, say=split == data.train_split)
     items = [_item(root, name, read_labels, find_mask) for name in names]
+    _find_near(items, root / "JPEGImages")
     return Listing(classes, items, labels_from, where)
 
 
@@ -92,6 +94,24 @@ def _item(root: Path, name: str, read_labels: LabelReader, find_mask: MaskFinder
     return Item(name, image, labels, find_mask(name), problems)
 
 
+def _find_near(items: list[Item], folder: Path) -> None:
+    """The photographs of ids that their file spells otherwise (.JPG, .png, Unicode form); for others what is near."""
+    lost = [item for item in items if not item.problems and isinstance(item.image, Path) and not item.image.is_file()]
+    if not lost:
+        return
+    pictures = Pictures(folder)
+    for item in lost:
+        found = pictures.find(item.name)
+        if len(found) == 1:
+            item.image = folder / found[0]
+        else:
+            item.problems.append(pictures.missing(item.name))
+    near = [item for item in lost if not item.problems]
+    if near:
+        some = ", ".join(f"{item.name} is {Path(str(item.image)).name}" for item in near[:3]) + ", ..." * (len(near) > 3)
+        log.info(f"voc: {len(near)} photographs are not called ID.jpg and are taken as meant ({some})")
+
+
 def _labels_from(data: DataSection, root: Path, required: bool) -> str:
     sources = {
         "xml": "Annotations/**/*.xml",
@@ -114,18 +134,18 @@ def _labels_from(data: DataSection, root: Path, required: bool) -> str:
     return "none"
 
 
-def _label_reader(labels_from: str, root: Path, classes: list[str], data: DataSection) -> LabelReader:
+def _label_reader(labels_from: str, root: Path, classes: list[str], data: DataSection, say: bool) -> LabelReader:
     if labels_from == "xml":
         return lambda name: _xml_labels(root / "Annotations" / f"{name}.xml", classes)
     if labels_from == "masks":
         return lambda name: _mask_labels(root / "SegmentationClass" / f"{name}.png", classes, data)
     if labels_from == "csv":
-        return _table_reader(read_tags(root / "cls_labels.csv", lambda name: _find(root, name), classes), classes)
+        return _table_reader(read_tags(root / "cls_labels.csv", lambda name: _find(root, name), classes), classes, say)
     if labels_from == "npy":
         path = root / "cls_labels.npy"
-        return _table_reader(read_cls_labels(path, lambda name: _find(root, name), classes), classes)
+        return _table_reader(read_cls_labels(path, lambda name: _find(root, name), classes), classes, say)
     if labels_from == "lists":
-        return _table_reader(read_main(root, classes), classes)
+        return _table_reader(read_main(root, classes), classes, say)
     return lambda name: (None, [])
 
 
@@ -149,12 +169,13 @@ def _mask_labels(path: Path, classes: list[str], data: DataSection) -> tuple[lis
     return [int(value) for value in values if 1 <= value < len(classes)], []
 
 
-def _table_reader(tags: Tags, classes: list[str]) -> LabelReader:
+def _table_reader(tags: Tags, classes: list[str], say: bool) -> LabelReader:
     table: dict[str, tuple[list[int] | None, list[str]]] = {}
     for row in tags.rows:
         name = voc_id(row.name)
         labels, problems = parse_labels(row.tags, classes)
         doubled = ["stands more than once in the image-level labels"] if name in table else []
         table[name] = (labels, [*row.problems, *problems, *doubled])
-    log.debug(f"tags: {tags.said}")
+    if say:
+        log.info(f"tags: {tags.said}")
     return lambda name: table.get(name, (None, []))
