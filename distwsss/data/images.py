@@ -18,7 +18,7 @@ from distwsss.errors import DataError
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 IGNORE = 255  # in a mask: no class
-MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # JPEG masks would be lossy
+MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
 ORIENTATION = 0x0112  # EXIF's tag
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 
@@ -172,8 +172,6 @@ def _depth(data: bytes, image: Image.Image) -> int:
     """Bits of a pixel as they lie in the file."""
     if image.format == "TIFF":
         return int(image.tag_v2.get(258, (1,))[0])
-    if image.format == "GIF":  # always a palette; grey where colour and index are the same
-        return 8
     return data[28] if image.format == "BMP" else data[24]  # BITMAPINFOHEADER; IHDR
 
 

@@ -88,7 +88,7 @@ def _derive_classes(tags: Tags) -> list[str]:
     if indices:
         raise DataError(
             f"{tags.where}: found class indices ({', '.join(indices[:5])}) without class names; give `data.classes` or "
-            "classes.txt (line 1 = background)"
+            "classes.txt (line 1 = background); numbers that are names belong there, too"
         )
     check_alike(counts, tags.where)
     return check_classes([BACKGROUND, *sorted(counts.keys() - {BACKGROUND})], tags.where)

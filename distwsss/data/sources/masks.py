@@ -17,10 +17,10 @@ from distwsss.runtime.progress import log
 
 WORDS = ("mask", "masks", "label", "labels", "gt", "seg", "segmentation")
 ENDS = ("", *(join + word for word in WORDS for join in "_-"))
-SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # without loss, one value a pixel
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # without loss, one value a pixel; writers of GIF renumber the values
 ALLOWED = (
     "STEM.png, also in other case, as STEM_mask.png or mask_STEM.png (label, gt, seg) or STEM.jpg.png, or as .bmp, "
-    ".tif, .gif; 8 bit, one value a pixel"
+    ".tif; 8 bit, one value a pixel"
 )
 
 

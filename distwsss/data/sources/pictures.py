@@ -133,9 +133,13 @@ def _base(name: str) -> str:
     return without_zeros(base_name(name))
 
 
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", _base(name))
+
+
 Spelling = Callable[[str], str]
 NEAR: tuple[Spelling, ...] = (stem_of, fold, _folded_stem)  # names equal in these are taken for one another
-FURTHER: tuple[Spelling, ...] = (_folded_stem, without_zeros, _base)  # in these, suggested
+FURTHER: tuple[Spelling, ...] = (_folded_stem, without_zeros, _base, _bare)  # in these, suggested
 
 
 def _index(names: set[str], spelt: Spelling) -> dict[str, list[str]]:

@@ -42,7 +42,10 @@ def read_csv(path: Path) -> Table:
     told = re.match(r"sep=(.)\r?\n", text)  # Excel's own way to say it
     separator = told[1] if told else _separator(text)
     lines = _lines(path, text[told.end() :] if told else text, separator)
-    return Table(path, lines[0][1] if lines else [], lines[1:], separator)
+    header = lines[0][1] if lines else []
+    while header and not header[-1]:  # a spreadsheet's empty columns
+        header.pop()
+    return Table(path, header, lines[1:], separator)
 
 
 def _lines(path: Path, text: str, separator: str) -> list[tuple[int, list[Any]]]:

@@ -73,8 +73,9 @@ def rows_of(table: Table, find: Finder, classes: list[str] | None) -> Tags:
 
 def _header_refused(table: Table) -> str:
     separator = table.separator or ","
+    empty = " (the file is empty)" if not table.header else ""
     return (
-        f"{table.path}: found header {separator.join(table.header)!r}; allowed: a column of picture names ("
+        f"{table.path}: found header {separator.join(table.header)!r}{empty}; allowed: a column of picture names ("
         f"{', '.join(sorted(PICTURES))}) and a column of tags ({', '.join(sorted(TAGS))}), or a column of 0 and 1 for "
         "each class; separated by a comma, `;` or tab"
     )

@@ -103,7 +103,9 @@ def _read_one(path: Path, pictures: Pictures, classes: list[str] | None, data: D
     if path.stem.lower() == "metadata":
         rows, counted = from_zero(rows, classes, path)
         tags.said += counted
-    return replace(tags, rows=rows, source="csv" if table.separator else "json")
+    ends = sum(bool(ADDRESS.match(row.name)) for row in tags.rows)
+    said = tags.said + (f"; {ends} names are addresses, of which the end counts" if ends else "")
+    return replace(tags, rows=rows, said=said, source="csv" if table.separator else "json")
 
 
 def _located(name: str, prefix: str, pictures: Pictures) -> str:
@@ -152,9 +154,10 @@ def _in_split(path: Path, rows: list[TagRow], pictures: Pictures, data: DataSect
 
 
 def _as_called(split: str | None, data: DataSection) -> str | None:
-    """`validation` in a column `split` is the split that `data.val_split` calls `val`."""
-    own = split is None or split in (data.train_split, data.val_split)
-    return split if own else _split_named(split or "", data) or split
+    """`validation` in a column `split` is `val`, unless `data` calls a split so."""
+    if split is None or split in (data.train_split, data.val_split):
+        return split
+    return next((name for name, known in SPLITS.items() if split.lower() in known), split)
 
 
 def _wanted(splits: set[str], data: DataSection) -> str | None:

@@ -108,7 +108,8 @@ def _find_near(items: list[Item], folder: Path) -> None:
             item.problems.append(pictures.missing(item.name))
     near = [item for item in lost if not item.problems]
     if near:
-        some = ", ".join(f"{item.name} is {Path(str(item.image)).name}" for item in near[:3]) + ", ..." * (len(near) > 3)
+        some = ", ".join(f"{item.name} is {Path(str(item.image)).name}" for item in near[:3])
+        some += ", ..." * (len(near) > 3)
         log.info(f"voc: {len(near)} photographs are not called ID.jpg and are taken as meant ({some})")
 
 
