@@ -6,10 +6,10 @@
     python benchmarks/own_pictures.py score --voc PATH --output FOLDER
 
 The five classes are those that leave the most train photographs with no tag besides them. `test` draws 40 of these
-photographs (IDS) and scores on val, once; rules and defaults were chosen with `tune` and `tune2`, which draw from the
-others and score on what is left of train. Names, sub-folders, suffixes and tags are as phones and spreadsheets write
-them; no mask lies in the folder. `--photographs 0`: every train photograph, all 20 classes. `--longest-side 4000`:
-enlarged to twelve megapixels.
+photographs, by a fixed seed, to be scored on val once; rules and defaults were chosen with `tune` and `tune2`, which
+draw from the others and score on what is left of train. Names, sub-folders, suffixes and tags are as phones and
+spreadsheets write them; no mask lies in the folder. `--photographs 0`: every train photograph, all 20 classes.
+`--longest-side 4000`: enlarged to twelve megapixels.
 """
 
 from __future__ import annotations

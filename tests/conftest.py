@@ -27,6 +27,13 @@ def _own_logger() -> Iterator[None]:
 
 
 @pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The package's log, from INFO on."""
+    caplog.set_level(logging.INFO, logger="distwsss")
+    return caplog
+
+
+@pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Config]:
     """tiny(**sections) -> Config, its run and shards below tmp_path."""
 

@@ -62,7 +62,10 @@ class DataSection(Section):
         None, description="foreground class names in order, background is added; null: the data set's own"
     )
     images: str = Field("images", description="folder: where the pictures lie under root")
-    tags: str = Field("tags.csv", description="folder: the CSV of image-level labels under root")
+    tags: str = Field(
+        "tags.csv",
+        description="folder: the file of image-level labels under root; without tags.csv, others (docs/data.md)",
+    )
     masks: str = Field("masks", description="folder: where masks lie under root, if any")
     mask_values: MaskValues | None = Field(
         None,

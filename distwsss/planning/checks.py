@@ -8,7 +8,6 @@ photograph, weights of another network) is left to the stage.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from distwsss.config.training import OptimSection
 from distwsss.errors import ConfigError, DistwsssError, report_problems
 from distwsss.models.weights.files import weights_file
 from distwsss.models.weights.published import unobtainable
-from distwsss.planning.facts import DataFacts
+from distwsss.planning.facts import DataFacts, cores
 from distwsss.planning.times import stored_pixels
 from distwsss.runtime import ray_pool
 from distwsss.runtime.device import pick_device
@@ -168,9 +167,8 @@ def _memory(config: Config, stages: Collection[str], data: DataFacts) -> Iterato
     side = config.prepare.longest_side
     shrunk = min(1.0, side / data.longest) ** 2 if side else 1.0
     pixels = min(data.most_pixels * shrunk, side * side) if side else float(data.most_pixels)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shards = -(-data.photographs // config.prepare.shard_size)
-    workers = max(1, min(config.hardware.workers, cores, shards))
+    workers = max(1, min(config.hardware.workers, cores(), shards))
     each = PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * (1 + max(1.0, data.tags_each)) / 1e9
     if each * workers > free:
         yield (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,39 +57,41 @@ class MachineFacts:
 
 def read_data(config: Config) -> DataFacts:
     """Reads the lists, tags and the headers of photographs; decodes none. Raises DataError for an empty train split."""
-    train, val = (DATASETS[config.data.dataset](config.data, split) for split in _splits(config))
+    splits = (config.data.train_split, config.data.val_split)
+    train, val = (DATASETS[config.data.dataset](config.data, split) for split in splits)
     if not train.items:
         raise DataError(f"split `{config.data.train_split}` has no images (looked in {train.where})")
-    sizes = _sizes(train)
     counts = Counter(label for item in train.items for label in item.labels or [])
-    return DataFacts(
-        photographs=len(train.items),
-        scored=len(val.items),
-        masks=sum(item.mask is not None for item in train.items),
-        longest=round(statistics.median(max(size) for size in sizes)),
-        pixels=round(statistics.median(height * width for height, width in sizes)),
-        most_pixels=max(height * width for height, width in sizes),
-        classes={name: counts[index] for index, name in enumerate(train.classes) if index},
-    )
+    classes = {name: counts[index] for index, name in enumerate(train.classes) if index}
+    masks = sum(item.mask is not None for item in train.items)
+    return _facts(len(train.items), len(val.items), masks, _sizes(train), classes)
 
 
 def read_shards(config: Config) -> DataFacts:
-    """The same of image shards that are there, without the data itself."""
+    """The same of image shards that are there, without the data itself; counts of classes are estimated from some."""
     train = load_index(images_dir(config, "train"), "images")
     val = images_dir(config, "val")
     places = train.all().places()
     some = places[:: max(1, len(places) // SIZES_OF)]
     about = [_about(train, shard, position) for shard, position in some]
     counts = Counter(label for each in about for label in each["labels"] or [])
-    sizes = [each["size"] for each in about]
+    classes = {name: round(counts[i] * len(places) / len(some)) for i, name in enumerate(train.classes) if i}
+    scored = len(load_index(val, "images")) if (val / INDEX).is_file() else 0
+    return _facts(len(train), scored, len(train.with_truth()), [each["size"] for each in about], classes)
+
+
+def _facts(
+    photographs: int, scored: int, masks: int, sizes: Sequence[Sequence[int]], classes: dict[str, int]
+) -> DataFacts:
+    """sizes: (height, width) of some photographs."""
     return DataFacts(
-        photographs=len(train),
-        scored=len(load_index(val, "images")) if (val / INDEX).is_file() else 0,
-        masks=len(train.with_truth()),
+        photographs,
+        scored,
+        masks,
         longest=round(statistics.median(max(size) for size in sizes)),
         pixels=round(statistics.median(height * width for height, width in sizes)),
         most_pixels=max(height * width for height, width in sizes),
-        classes={name: round(counts[i] * len(places) / len(some)) for i, name in enumerate(train.classes) if i},
+        classes=classes,
     )
 
 
@@ -97,20 +100,20 @@ def _about(index: ShardIndex, shard: int, position: int) -> dict[str, Any]:
     return read_json_field(read_fields(index, shard, position, ["json"])["json"], where)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def read_machine(device: str = "auto") -> MachineFacts:
     """This machine, with its GPUs unless `device` is cpu."""
     import torch
 
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     found = [torch.cuda.get_device_properties(number) for number in range(gpus)]
     smallest = min((gpu.total_memory / 2**30 for gpu in found), default=0.0)
-    return MachineFacts(cores, pages / 2**30, gpus, smallest, found[0].name if found else "")
-
-
-def _splits(config: Config) -> tuple[str, str]:
-    return config.data.train_split, config.data.val_split
+    return MachineFacts(cores(), pages / 2**30, gpus, smallest, found[0].name if found else "")
 
 
 def _sizes(listing: Listing) -> list[tuple[int, int]]:

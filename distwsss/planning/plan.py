@@ -31,7 +31,7 @@ from distwsss.runtime.layout import (
     segmenter_dir,
     times_file,
 )
-from distwsss.runtime.progress import log
+from distwsss.runtime.progress import log, silent
 from distwsss.runtime.storage import Folder
 
 # stages whose measured time says how fast the machine is at the others of the kind
@@ -138,7 +138,10 @@ def known_facts(config: Config) -> DataFacts | None:
     """Of the image shards where they are there, else of the data; None where that cannot be listed."""
     try:
         ready = (images_dir(config, "train") / INDEX).is_file()
-        return read_shards(config) if ready else read_data(config)
+        if ready:
+            return read_shards(config)
+        with silent():  # `prepare` says all of it again
+            return read_data(config)
     except (DistwsssError, OSError):  # `prepare` says why
         return None
 

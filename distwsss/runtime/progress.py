@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -34,6 +35,17 @@ def setup_logging(debug: bool = False) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if ranks.rank() != 0 else logging.DEBUG if debug else logging.INFO)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No lines from work in the block that is done again, and then speaks for itself."""
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def say(text: str = "") -> None:

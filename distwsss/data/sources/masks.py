@@ -87,7 +87,6 @@ class Masks:
             f"`{split}`, such as {items[0].name}; allowed: {ALLOWED}"
         )
 
-
     def _others(self) -> str:
         """The files that are called like no photograph at all, of whatever split."""
         odd = [file for file in self.files if file not in self.used and not _may_be_of(file) & self._bases]

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from distwsss.data import images
 from distwsss.errors import DataError
+from helpers.orientation import UPRIGHT
 
 WHERE = "pictures/cat.7.jpg"
 masks = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -55,19 +56,6 @@ def test_lossless_image_is_exact(form):
     np.testing.assert_array_equal(found, image)
     assert found.dtype == np.uint8
     assert found.flags.writeable
-
-
-# Orientation -> how stored rows and columns become upright ones (EXIF 2.32, tag 0x0112).
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,9 @@ from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.verify import verify
 from distwsss.errors import ConfigError, DataError
 from distwsss.runtime.layout import images_dir, shard_dir
+from helpers.orientation import UPRIGHT
 from helpers.small import make_config, write_shards
 
-# EXIF orientation -> how stored rows and columns become upright ones (EXIF 2.32, tag 0x0112)
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
 SIZE = (90, 120)
 
 

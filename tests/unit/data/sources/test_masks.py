@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ def give(folder: Path, *names: str) -> list[Item]:
         masks.give(item)
     masks.log(items, "train")
     return items
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="distwsss")
-    return caplog
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import unicodedata
 from pathlib import Path
@@ -46,13 +45,6 @@ def tags(found: Listing) -> dict[str, list[str]]:
 
 def problems(found: Listing) -> list[str]:
     return [text for item in found.items for text in item.problems]
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="distwsss")
-    return caplog
 
 
 # cells

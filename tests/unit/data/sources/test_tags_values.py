@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,6 @@ def tags(found: Listing) -> dict[str, list[str]]:
 
 def problems(found: Listing) -> list[str]:
     return [text for item in found.items for text in item.problems]
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("distwsss"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="distwsss")
-    return caplog
 
 
 # the column of pictures
