@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -136,13 +137,14 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def stored_size(data: bytes, where: str) -> tuple[int, int]:
+def stored_size(source: Path | bytes, where: str) -> tuple[int, int]:
     """(height, width) of an image file as its pixels lie in it, EXIF not minded. Reads the header only."""
+    file = source if isinstance(source, Path) else io.BytesIO(source)
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            return image.height, image.width
     except Exception as error:
         raise DataError(f"{where}: cannot be decoded ({error}); replace the file") from error
-    return image.height, image.width
 
 
 def _load_png(data: bytes, where: str, modes: Sequence[str], max_pixels: int | None) -> np.ndarray:

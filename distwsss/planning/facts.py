@@ -18,7 +18,7 @@ from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_json_field
 from distwsss.data.sources.datasets import DATASETS
-from distwsss.data.sources.listing import Item, Listing, read_source
+from distwsss.data.sources.listing import Item, Listing
 from distwsss.errors import DataError
 from distwsss.runtime.layout import images_dir
 
@@ -125,6 +125,6 @@ def _sizes(listing: Listing) -> list[tuple[int, int]]:
 
 def _size(item: Item) -> tuple[int, int] | None:
     try:
-        return stored_size(read_source(item.image), item.name)
-    except (DataError, OSError):
+        return stored_size(item.image, item.name)
+    except DataError:
         return None

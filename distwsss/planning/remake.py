@@ -26,7 +26,7 @@ from distwsss.runtime.layout import (
     segmenter_dir,
 )
 from distwsss.runtime.storage import Folder
-from distwsss.train.remake import recorded
+from distwsss.train.earlier import recorded
 
 KEPT = "kept"
 NOT_THERE = "to be made"

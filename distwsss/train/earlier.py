@@ -18,8 +18,9 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.export import TRAINER, WEIGHTS, from_pretrained, verified_checkpoint
 from distwsss.models.weights.backbone import load_exactly
 from distwsss.runtime.artifacts import read_json, read_pointer, recorded_sha256
-from distwsss.runtime.layout import done_file, pointer
+from distwsss.runtime.layout import checkpoints_dir, done_file, pointer
 from distwsss.runtime.progress import log
+from distwsss.train.checkpoint import finished_folders
 from distwsss.train.task import Task
 
 INIT_FROM = "init_from"
@@ -32,7 +33,7 @@ def start_classifier(task: Task, folder: Path, earlier: Path | None) -> None:
     from its backbone, and the log says so. Raises CheckpointError for a damaged one or another backbone.
     """
     if earlier is None:
-        begun = _recorded(folder).get(INIT_FROM)
+        begun = (recorded(folder) or {}).get(INIT_FROM)
         task.parameters |= {INIT_FROM: begun} if begun else {}
         return
     checkpoint = read_pointer(pointer(earlier))
@@ -47,13 +48,12 @@ def start_classifier(task: Task, folder: Path, earlier: Path | None) -> None:
     log.info(f"{task.name}: goes on from {checkpoint}" + (f" (classes: {'; '.join(changes)})" if changes else ""))
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The parameters of the run in a training folder, finished or not."""
-    last = read_pointer(pointer(folder))
-    for path in (done_file(folder), *([last / TRAINER] if last else [])):
-        if path.is_file():
-            return dict(read_json(path).get("parameters", {}))
-    return {}
+def recorded(training: Path) -> dict[str, Any] | None:
+    """The parameters of the training that lies in a folder, complete or not; None without one."""
+    if done_file(training).is_file():
+        return dict(read_json(done_file(training)).get("parameters", {}))
+    last = read_pointer(pointer(training)) or next(reversed(finished_folders(checkpoints_dir(training))), None)
+    return dict(read_json(last / TRAINER)["parameters"]) if last and (last / TRAINER).is_file() else None
 
 
 def load_earlier(model: nn.Module, checkpoint: Path) -> tuple[list[str], list[str]]:

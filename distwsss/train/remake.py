@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distwsss.models.export import TRAINER, WEIGHTS
+from distwsss.models.export import WEIGHTS
 from distwsss.runtime.artifacts import (
     MANIFEST,
     differences,
@@ -26,16 +26,8 @@ from distwsss.runtime.faults import fault_point
 from distwsss.runtime.layout import checkpoints_dir, done_file, pointer, retired_dir, training_lock
 from distwsss.runtime.progress import log
 from distwsss.train.checkpoint import finished_folders
-from distwsss.train.earlier import INIT_FROM, start_classifier
+from distwsss.train.earlier import INIT_FROM, recorded, start_classifier
 from distwsss.train.task import Task
-
-
-def recorded(training: Path) -> dict[str, Any] | None:
-    """The parameters of the training that lies there, complete or not; None without one."""
-    if done_file(training).is_file():
-        return dict(read_json(done_file(training)).get("parameters", {}))
-    last = read_pointer(pointer(training)) or next(reversed(finished_folders(checkpoints_dir(training))), None)
-    return dict(read_json(last / TRAINER)["parameters"]) if last and (last / TRAINER).is_file() else None
 
 
 def is_other(training: Path, parameters: dict[str, Any]) -> bool:
