@@ -22,6 +22,7 @@ from pathlib import Path
 from distwsss.config.hardware import RaySection
 from distwsss.runtime import ray_pool
 from distwsss.runtime.progress import setup_logging
+from distwsss.runtime.ray_schedule import Step
 
 MEBI = 1 << 20
 
@@ -121,7 +122,7 @@ def run_sleeping(stage: Stage, costs: Costs) -> float:
     crf = (stage.shard * costs.crf_seconds, stage.shard * costs.shard_bytes)
     parts = tuple(ray_pool.Part(f"cam[{n}]", cam, str(n)) for n in range(stage.seeds))
     chunks = [ray_pool.Chunk(f"shard {n}", crf, parts, "crf") for n in range(stage.shards)]
-    steps = [ray_pool.Step(first_step, stage.gpus, 0.0), ray_pool.Step(sleep_crf, stage.cores, 0.0)]
+    steps = [Step(first_step, stage.gpus, 0.0), Step(sleep_crf, stage.cores, 0.0)]
     with tempfile.TemporaryDirectory() as gate:
         waiting = ray_pool.Chunk("gate", (0.0, 1), tuple(ray_pool.Part("gate", gate) for _ in range(stage.gpus)))
         opened: list[float] = []

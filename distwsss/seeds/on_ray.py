@@ -12,6 +12,7 @@ from distwsss.runtime import ray_pool
 from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.layout import check_absolute_roots, ray_file
 from distwsss.runtime.progress import log
+from distwsss.runtime.ray_schedule import Wanted, schedule
 from distwsss.seeds.chunk import SeedResult, SeedTask, cam_shard, seed_shard
 from distwsss.seeds.progress import SeedProgress
 
@@ -35,7 +36,7 @@ def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
         ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
         wanted = wanted_steps(config.hardware, len(tasks), len(tasks[0].cams))
-        steps = ray_pool.schedule(wanted, config.hardware.device, *ray_pool.resources())
+        steps = schedule(wanted, config.hardware.device, *ray_pool.resources())
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")
         for chunk, part, result in ray_pool.run_chunks(
             [_chunk(task) for task in tasks], steps, config.hardware.ray, load
@@ -53,10 +54,10 @@ def _chunk(task: SeedTask) -> ray_pool.Chunk:
     return ray_pool.Chunk(f"shard {task.shard}", task, parts, "crf")
 
 
-def wanted_steps(hardware: HardwareSection, shards: int, seeds: int) -> list[ray_pool.Wanted]:
+def wanted_steps(hardware: HardwareSection, shards: int, seeds: int) -> list[Wanted]:
     """CAM actors, on GPUs where there are any, and CRF workers."""
     section = hardware.ray
     return [
-        ray_pool.Wanted(cam_shard, shards * seeds, section.cam_gpus, section.cam_actors),
-        ray_pool.Wanted(seed_shard, shards, actors=section.crf_workers),
+        Wanted(cam_shard, shards * seeds, section.cam_gpus, section.cam_actors),
+        Wanted(seed_shard, shards, actors=section.crf_workers),
     ]

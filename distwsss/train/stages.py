@@ -32,6 +32,7 @@ from distwsss.runtime.layout import (
 )
 from distwsss.runtime.metrics import read_metrics
 from distwsss.runtime.progress import log
+from distwsss.runtime.ray_schedule import Wanted, schedule
 from distwsss.runtime.run_folder import check_training_folder, config_text
 from distwsss.train.earlier import start_classifier
 from distwsss.train.loop import fit
@@ -107,8 +108,8 @@ def _classify_on_ray(config: Config, jobs: list[ClassifierJob]) -> None:
     chunks = [ray_pool.Chunk(f"p = {job.dropout:.2f}", job, label=f"classify[{job.dropout:.2f}]") for job in jobs]
     with ray_pool.connect(section, max(1, config.hardware.workers)):
         ray_pool.check_visible([images_dir(config, "train") / INDEX])
-        wanted = [ray_pool.Wanted(train_classifier, len(chunks), gpus=1.0, all_cpus=True)]
-        steps = ray_pool.schedule(wanted, config.hardware.device, *ray_pool.resources())
+        wanted = [Wanted(train_classifier, len(chunks), gpus=1.0, all_cpus=True)]
+        steps = schedule(wanted, config.hardware.device, *ray_pool.resources())
         log.info(f"classify: Ray, {len(chunks)} classifiers, {steps[0].actors} at once")
         for chunk, _, _ in ray_pool.run_chunks(chunks, steps, section, ray_pool.Load(), _reporter(config)):
             log.info(f"classify {chunk.task.dropout:.2f}: done")

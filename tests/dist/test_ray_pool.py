@@ -15,7 +15,8 @@ import os, sys, time
 from distwsss.config.hardware import RaySection
 from distwsss.errors import DataError, RunError
 from distwsss.runtime import ray_pool
-from distwsss.runtime.ray_pool import Chunk, Load, Part, Step, connect, run_chunks
+from distwsss.runtime.ray_pool import Chunk, Load, Part, connect, run_chunks
+from distwsss.runtime.ray_schedule import Step
 """
 
 

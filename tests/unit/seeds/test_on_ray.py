@@ -6,7 +6,7 @@ import pytest
 
 from distwsss.config.hardware import HardwareSection, RaySection
 from distwsss.errors import ConfigError
-from distwsss.runtime.ray_pool import Step, Wanted, schedule
+from distwsss.runtime.ray_schedule import Step, Wanted, schedule
 from distwsss.seeds.on_ray import wanted_steps
 
 
