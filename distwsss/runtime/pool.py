@@ -19,14 +19,22 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Hear: TypeAlias = Callable[[dict[str, float]], None]
 LISTEN_SECONDS = 1.0  # between two looks at what workers told
+WORKER_GB = "worker_gb"  # what Ray's actors tell beside it: the most memory, in GB, that one of them has held
 
-_hear: Hear | None = None  # in a worker: puts it into its pool's queue
+_hear: Hear | None = None  # in a worker: hands it to the process that waits for the work
 
 
 def tell(what: dict[str, float]) -> None:
-    """Said by work while it runs, as (image done, seconds): `spread` hands it to its `hear`; else nobody hears it."""
+    """Said by work while it runs, as {"cam": 1.0, "cam_seconds": 0.5}: `spread` and `ray_pool.run_chunks` hand it to
+    their `hear`; else nobody hears it."""
     if _hear is not None:
         _hear(what)
+
+
+def tell_to(hear: Hear | None) -> None:
+    """Who hears from now on what work in this process tells: said where a worker starts."""
+    global _hear
+    _hear = hear
 
 
 def spread(
@@ -57,12 +65,12 @@ def spread(
 
 
 def _heard(work: Callable[[Task], Result], task: Task, hear: Hear | None) -> Result:
-    global _hear
-    before, _hear = _hear, hear
+    before = _hear
+    tell_to(hear)
     try:
         return work(task)
     finally:
-        _hear = before
+        tell_to(before)
 
 
 @contextmanager
@@ -84,8 +92,7 @@ def spawn_pool(workers: int, told: Any = None) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker(told: Any) -> None:
-    global _hear
-    _hear = told.put if told else None
+    tell_to(told.put if told else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent ends them
     end_with_parent()
 

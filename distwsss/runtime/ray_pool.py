@@ -24,6 +24,8 @@ from typing import Any
 from distwsss.config.hardware import RaySection
 from distwsss.errors import ConfigError, LaunchError, RunError, report_problems
 from distwsss.runtime import shared_memory
+from distwsss.runtime.memory import peak_memory
+from distwsss.runtime.pool import LISTEN_SECONDS, WORKER_GB, Hear, tell_to
 from distwsss.runtime.progress import log
 from distwsss.runtime.ray_schedule import Step
 from distwsss.runtime.stop import sigterm_interrupts
@@ -32,6 +34,7 @@ from distwsss.runtime.storage import Folder
 ANSWER_SECONDS = 120.0  # a ray.get of what is ready already, or an answer from Ray itself
 SMALL_STORE_MB = 256  # Ray's own store is a third of the memory, usually more than that
 START_SECONDS = 300.0  # a process that is placed and imports our code
+ASIDE = "aside"  # Ray's concurrency group, a thread of its own: actors answer in it while they work
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ class Load:
 
 @dataclass
 class Done:
-    """How a job ended: small, so that asking costs nothing whatever the size of its result."""
+    """How a job ended: small, so that asking costs nothing whatever the size of its result. told: what the job told
+    that nobody had asked for yet."""
 
     node: str
     error: Exception | None = None
+    told: list[dict[str, float]] = field(default_factory=list)
 
 
 def installed() -> bool:
@@ -176,17 +181,28 @@ def resources() -> tuple[float, float]:
 class _Worker:
     """Runs what it is sent, in a process of its own. `_Pool` makes actors of it."""
 
+    def __init__(self) -> None:
+        self.told: deque[dict[str, float]] = deque()
+        tell_to(self.told.append)
+
     def call(self, function: Callable[..., Any], task: Any, *results: Any) -> tuple[Done, Any]:
         """References among the arguments arrive as values, but not inside a list: hence the star."""
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
         try:
-            return Done(node), function(task, list(results)) if results else function(task)
+            value = function(task, list(results)) if results else function(task)
+            return Done(node, told=self.take()), value
         except Exception as error:
             logging.getLogger(__name__).error(traceback.format_exc())  # to the worker's log file
             error.__traceback__ = error.__cause__ = error.__context__ = None  # the frames hold arrays
             return Done(node, error), None
+
+    def take(self) -> list[dict[str, float]]:
+        """What work told since this was last asked, with the most memory (GB) that this process has held. Called
+        beside `call`, on another thread."""
+        found = [self.told.popleft() for _ in range(len(self.told))]
+        return [*found, {WORKER_GB: peak_memory()[0]}] if found else []
 
 
 @dataclass(eq=False)
@@ -226,18 +242,20 @@ class _Actor:
 
 
 class _Pool:
-    """The actors of one step, and the jobs that wait for one."""
+    """The actors of one step, and the jobs that wait for one. heard: whether they are asked what their work tells."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, step: Step, heard: bool) -> None:
+        self.step, self.heard = step, heard
         self.idle = [self._start() for _ in range(step.actors)]
         self.queue: list[_Job] = []
 
     def _start(self) -> _Actor:
         import ray
 
-        options = {"num_cpus": self.step.cpus, "num_gpus": self.step.gpus, "max_restarts": 0, "max_task_retries": 0}
-        return _Actor(ray.remote(_Worker).options(**options).remote())
+        options: dict[str, Any] = {"num_cpus": self.step.cpus, "num_gpus": self.step.gpus}
+        if self.heard:  # only then: it moves work off the main thread, the only one that signal handlers can be set in
+            options["concurrency_groups"] = {ASIDE: 1}
+        return _Actor(ray.remote(max_restarts=0, max_task_retries=0, **options)(_Worker).remote())
 
     def next(self) -> tuple[_Job, _Actor]:
         """A job of the earliest chunk, and an idle actor: a pair that did such a part before, where there is one."""
@@ -265,9 +283,13 @@ class _Loop:
     """Issues jobs and collects what they did. Chunks start in order and at most `window` are in flight, so that a
     straggler delays its own chunk only, and what lies in the object store stays bounded."""
 
-    def __init__(self, chunks: Sequence[Chunk], steps: Sequence[Step], section: RaySection, load: Load) -> None:
-        self.waiting, self.section, self.load = deque(chunks), section, load
-        self.pools = [_Pool(step) for step in steps]
+    def __init__(
+        self, chunks: Sequence[Chunk], steps: Sequence[Step], section: RaySection, load: Load, hear: Hear | None
+    ) -> None:
+        self.waiting, self.section, self.load, self.hear = deque(chunks), section, load, hear
+        self.asked: dict[Any, _Actor] = {}  # answer to come -> who was asked what its work told
+        self.asked_at = time.monotonic()
+        self.pools = [_Pool(step, hear is not None) for step in steps]
         parts = max((len(chunk.parts) for chunk in chunks), default=0)
         self.window = 2 * steps[-1].actors + (-(-steps[0].actors // parts) if parts else 0)
         self.running: dict[Any, tuple[_Job, _Actor, _Pool, Any]] = {}
@@ -322,6 +344,7 @@ class _Loop:
                 self._failed(job, actor, pool, done.error)
                 continue
             pool.idle.append(actor)
+            self._hand_on(done.told)
             self.load.by_node[done.node] = self.load.by_node.get(done.node, 0) + 1
             if job.number is None:
                 self.load.chunks_in_flight -= 1
@@ -332,6 +355,28 @@ class _Loop:
                 self._queue(job.state)
             yield job.state.chunk, job.part, None
         self._expire()
+
+    def listen(self) -> None:
+        """Hands on what actors have answered and asks those that work, about once a second; waits for no answer."""
+        import ray
+
+        if self.hear is None or time.monotonic() - self.asked_at < LISTEN_SECONDS:
+            return
+        self.asked_at = time.monotonic()
+        answered = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else []
+        for call in answered:
+            del self.asked[call]
+            with suppress(ray.exceptions.RayError):  # that an actor died is seen by its job
+                self._hand_on(ray.get(call, timeout=ANSWER_SECONDS))
+        waiting = list(self.asked.values())
+        for _, actor, _, _ in self.running.values():
+            if actor not in waiting:
+                self.asked[actor.handle.take.options(concurrency_group=ASIDE).remote()] = actor
+
+    def _hand_on(self, told: list[dict[str, float]]) -> None:
+        if self.hear is not None:
+            for what in told:
+                self.hear(what)
 
     def _expire(self) -> None:
         """Jobs that take too long: of a process that hangs, or that no node has room for."""
@@ -370,18 +415,21 @@ def run_chunks(
     section: RaySection,
     load: Load,
     tick: Callable[[], None] = lambda: None,
+    hear: Hear | None = None,
 ) -> Iterator[tuple[Chunk, Part | None, Any]]:
     """Every chunk's parts by the first step's actors, then its end by the last step's, on the connected cluster.
 
     Yields (chunk, part, None) as parts end and (chunk, None, result) as chunks end. An exception that a function raises
     is raised here; one that says memory ran out, and the death of a process, cost an attempt. Raises RunError when the
-    attempts of a job are spent. All actors end with the iteration. `tick` is called about once a second.
+    attempts of a job are spent. All actors end with the iteration. About once a second `tick` is called, and `hear`
+    with each thing that functions told (`pool.tell`) on their way; what a process that dies told last is lost.
     """
-    loop = _Loop(chunks, steps, section, load)
+    loop = _Loop(chunks, steps, section, load, hear)
     try:
         while loop.busy():
             loop.fill()
             yield from loop.collect()
+            loop.listen()
             tick()
     finally:
         loop.close()

@@ -145,9 +145,9 @@ def _work(config: Config, tasks: list[SeedTask], progress: SeedProgress) -> _Wor
         yield from spread(whole_shard, tasks, config.hardware.workers, progress.heard)
 
 
-def _processes(config: Config, shards: int) -> int:
-    """How many local processes work at once."""
-    return max(1, min(config.hardware.workers, shards))
+def _processes(config: Config, shards: int) -> int | None:
+    """How many local processes work at once; None on Ray."""
+    return None if use_ray(config.hardware) else max(1, min(config.hardware.workers, shards))
 
 
 def vote_seeds(plan: SeedsPlan, remake: bool = False) -> None:

@@ -39,12 +39,10 @@ def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -
         steps = schedule(wanted, config.hardware.device, *ray_pool.resources())
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")
         for chunk, part, result in ray_pool.run_chunks(
-            [_chunk(task) for task in tasks], steps, config.hardware.ray, load
+            [_chunk(task) for task in tasks], steps, config.hardware.ray, load, hear=progress.heard
         ):
             progress.queue = f", {load.parts_waiting} CAM jobs and {load.chunks_in_flight} shards in the queue"
-            if part:
-                progress.cam_done(chunk.task.shard)
-            else:
+            if part is None:
                 yield chunk.task, result
     write_json(ray_file(config), {"jobs_by_node": load.by_node, "replaced": load.replaced})
 

@@ -130,6 +130,58 @@ def test_a_local_ray_does_not_join_what_an_earlier_one_left() -> None:
 
 
 @pytest.mark.slow
+def test_what_actors_tell_is_heard_while_they_work(tmp_path: Path) -> None:
+    """Each job goes on only once the driver has heard what it told. The part dies then, once: its second attempt is
+    heard too, and nothing of the first is lost."""
+    code = f"""
+        from pathlib import Path
+        from distwsss.runtime.pool import tell
+        folder, heard = Path({str(tmp_path)!r}), []
+        def say(step):
+            tell({{"step": step}})
+            while not (folder / f"heard {{step}}").exists():
+                time.sleep(0.1)
+        def part(task):
+            say(1.0)
+            if not (folder / "died").exists():
+                (folder / "died").touch()
+                os.kill(os.getpid(), 9)
+            say(2.0)
+        def end(task, results): say(3.0)
+        def hear(what):
+            heard.append(what)
+            if "step" in what:
+                (folder / f"heard {{what['step']}}").touch()
+        with connect(RaySection(), 2):
+            steps, load = [Step(part, 1, 1.0), Step(end, 1, 1.0)], Load()
+            list(run_chunks([Chunk("c", 0, (Part("p", 1),))], steps, RaySection(item_minutes=1), load, hear=hear))
+        assert load.replaced == 1
+        assert [what["step"] for what in heard if "step" in what] == [1, 1, 2, 3], heard
+        memory = [what["worker_gb"] for what in heard if "step" not in what]
+        assert memory and all(0.01 < gb < 10 for gb in memory), heard
+    """
+    done = run(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_work_that_nobody_listens_to_is_on_the_main_thread(tmp_path: Path) -> None:
+    """The only one that may set signal handlers, as trainings do. What it tells goes nowhere."""
+    code = """
+        import threading
+        from distwsss.runtime.pool import tell
+        def end(task):
+            tell({"step": 1.0})
+            return threading.current_thread() is threading.main_thread()
+        with connect(RaySection(), 1):
+            [(chunk, none, result)] = run_chunks([Chunk("c", 0)], [Step(end, 1, 1.0)], RaySection(), Load())
+            assert result
+    """
+    done = run(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_workers_of_a_local_ray_have_the_driver_s_niceness(tmp_path: Path) -> None:
     """Also where the driver was started under nice itself: 0 is what Ray adds."""
     code = """

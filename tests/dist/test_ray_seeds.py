@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -156,6 +157,7 @@ def test_ray_gives_the_bytes_of_the_local_executor(place: Callable[..., Place], 
     assert done.returncode == 0, done.stderr
     check_whole(here, reference)
     assert "2 CAM actor(s), 2 CRF worker(s)" in done.stderr
+    assert re.search(r"seeds: \d+ images in .*, memory at most \d+\.\d GB a process", done.stderr)  # told by actors
     record = json.loads((here.run / "seeds" / "ray.json").read_text())
     assert sum(record["jobs_by_node"].values()) == 3 * (4 + 1)  # 3 shards, 4 CAM jobs and one CRF job each
     assert record["replaced"] == 0
@@ -353,6 +355,7 @@ cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include
 cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 import os
+import re
 for options in (["--set", "paths.run=relative"], []):
     done = subprocess.run({here.command("seeds", "--executor", "ray")!r} + options,
                           env={{**os.environ, "RAY_ADDRESS": cluster.address}}, timeout=200)
