@@ -1,10 +1,12 @@
-"""What a run still has to do and how long that takes: by rules first, then by what its stages took. Called by
+"""What a run still has to do and how long that takes: by rules first, then by what its stages take. Called by
 `pipeline` and, through it, by `config validate --data`.
 
     prepare   complete
     classify  about 12 min
     ...
-    about 21 min in all, by rules; each finished stage corrects what is left
+    about 21 min in all, by rules; measured times correct it
+
+A stage corrects what is left while it works, by its own rate, and when it has ended, by the time it took.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ from distwsss.runtime.layout import (
     segmenter_dir,
     times_file,
 )
-from distwsss.runtime.progress import log, silent
+from distwsss.runtime.progress import heard_by, log, silent
 from distwsss.runtime.storage import Folder
 
 # stages whose measured time says how fast the machine is at the others of the kind
 KINDS = {"classify": "network", "train": "network", "seeds": "crf", "evaluate": "crf"}
+QUIET = 60.0  # seconds from one line of what is left to the next, inside a stage
+OTHER = 0.25, 30.0  # share and seconds by which what is left must differ from what was said, to be said anew
 
 
 def complete_stages(config: Config) -> dict[str, bool]:
@@ -74,15 +78,20 @@ class Plan:
         self.complete = {name for name in stages if complete[name]}
         self.begun = _begun_stages(config) - self.complete
         self.factors: dict[str, float] = {}  # kind -> measured / rule
+        self.began = self.said_at = time.monotonic()
+        self.measured: float | None = None  # seconds left of the stage that runs, by its own rate
         path = times_file(config)
         self.known: dict[str, Any] = read_json(path) if path.is_file() else {}
         for name in self.complete & self.known.keys():
             self._learn(name)
+        self.said = self.total()
 
     def seconds(self, name: str) -> float:
-        """What a stage is expected to take."""
+        """What a stage is expected to take; of the one that runs, what is left where it has said so."""
         if name in self.complete:
             return 0.0
+        if self.measured is not None and name == self.left[0]:
+            return self.measured
         return self.rules.get(name, 0.0) * self.factors.get(KINDS.get(name, name), 1.0)
 
     def total(self) -> float:
@@ -94,7 +103,7 @@ class Plan:
             return ["plan: the data could not be listed, so that no time is known; `prepare` says why"]
         width = max(len(name) for name in self.left)
         each = [f"  {name:<{width}}  {self._expected(name)}" for name in self.left]
-        return ["plan:", *each, f"  {about(self.total())} in all, by rules; measured times correct it as stages end"]
+        return ["plan:", *each, f"  {about(self.total())} in all, by rules; measured times correct it"]
 
     def _expected(self, name: str) -> str:
         if name in self.complete:
@@ -106,12 +115,31 @@ class Plan:
         parts = [f"{name} {about(self.seconds(name))}" for name in self.left if name not in self.complete]
         return f"left: {', '.join(parts)}; {about(self.total())} in all" if parts else "left: nothing"
 
+    def hear(self, what: str, left: float, whole: float) -> None:
+        """What the stage that runs expects by its own rate: `what` begins with its name. Corrects the stages of its
+        kind, and is said where it differs from what was."""
+        name = self.left[0]
+        if not self.rules or what.split()[0] != name or name in self.complete:
+            return
+        self.measured = left + whole * (_classifiers_after(self.config, what) if name == "classify" else 0)
+        if self.rules[name] and name not in self.begun:
+            self.factors[KINDS.get(name, name)] = (time.monotonic() - self.began + self.measured) / self.rules[name]
+        passed, total = time.monotonic() - self.said_at, self.total()
+        share, seconds = OTHER
+        if passed >= QUIET and abs(total - (self.said - passed)) > max(share * total, seconds):
+            self._say()
+
+    def _say(self) -> None:
+        log.info(self.line())
+        self.said, self.said_at = self.total(), time.monotonic()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Around a stage: measures it, keeps its time in the run folder and says what is left."""
-        start = time.monotonic()
-        yield
-        seconds = time.monotonic() - start
+        self.began = time.monotonic()
+        with heard_by(self.hear):
+            yield
+        seconds, self.measured = time.monotonic() - self.began, None
         self.left.remove(name)
         if name not in self.complete:
             expected = round(self.rules.get(name, 0.0), 1)
@@ -119,13 +147,20 @@ class Plan:
             write_json(times_file(self.config), self.known)
             self._learn(name)
         if self.left and self.rules:
-            log.info(self.line())
+            self._say()
 
     def _learn(self, name: str) -> None:
         """From a stage that was done in one go: measured over expected by the rules."""
         record = self.known[name]
         if record["expected"] and not record["begun"]:
             self.factors[KINDS.get(name, name)] = record["seconds"] / record["expected"]
+
+
+def _classifiers_after(config: Config, training: str) -> int:
+    """How many are to be trained after that which `training` names as its task does."""
+    names = [f"classify {p:.2f}" for p in config.classify.dropouts]
+    after = config.classify.dropouts[names.index(training) + 1 :] if training in names else []
+    return sum(not done_file(classifier_dir(config, p)).is_file() for p in after)
 
 
 def not_complete(config: Config, stages: Collection[str], anew: Collection[str] = ()) -> list[str]:

@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from tqdm import tqdm
 
@@ -16,6 +16,8 @@ from distwsss.runtime import ranks
 
 log = logging.getLogger("distwsss")
 Item = TypeVar("Item")
+Expecting: TypeAlias = Callable[[str, float, float], None]
+_expecting: list[Expecting] = []
 
 
 class _AboveBars(logging.StreamHandler):
@@ -63,6 +65,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def expect(what: str, left: float, whole: float) -> None:
+    """Said by long work: the seconds that are left of it, and those of the whole of it. The plan of a run hears it."""
+    for hear in _expecting:
+        hear(what, left, whole)
+
+
+@contextmanager
+def heard_by(hear: Expecting) -> Iterator[None]:
+    """`hear` is called with what work in the block expects."""
+    _expecting.append(hear)
+    try:
+        yield
+    finally:
+        _expecting.remove(hear)
+
+
 def _on_terminal() -> bool:
     return sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
 
@@ -75,18 +93,17 @@ def step_bar(start: int, total: int, what: str, unit: str = "step") -> tqdm:
 
 def track(items: Iterable[Item], total: int, what: str, unit: str = "image", every: float = 20.0) -> Iterator[Item]:
     """Iterate with progress: tqdm on a terminal, otherwise a log line every `every` seconds and at the end."""
-    if _on_terminal():
-        yield from tqdm(items, total=total, desc=what, unit=unit, leave=False)
-        return
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
+    bar, start, done = _on_terminal(), time.monotonic(), 0
+    last = start
+    for item in tqdm(items, total=total, desc=what, unit=unit, leave=False) if bar else items:
         yield item
         done += 1
         now = time.monotonic()
         if now - last >= every and done < total:
             left = (now - start) / done * (total - done)
-            log.info(f"{what}: {done}/{total}, {done / (now - start):.2f} {unit}s/s, {duration(left)} left")
+            expect(what, left, now - start + left)
+            if not bar:
+                log.info(f"{what}: {done}/{total}, {done / (now - start):.2f} {unit}s/s, {duration(left)} left")
             last = now
-    if done:
+    if done and not bar:
         log.info(f"{what}: {done}/{total} in {duration(time.monotonic() - start)}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from distwsss.runtime.memory import peak_memory
 from distwsss.runtime.pool import WORKER_GB
-from distwsss.runtime.progress import duration, log, step_bar
+from distwsss.runtime.progress import duration, expect, log, step_bar
 
 EVERY = 20.0  # seconds between lines where there is no terminal
 # CPU seconds of one core per megapixel, at 10 iterations (500 x 375 pixels, 1 and 4 seeds): the lattice of an image,
@@ -84,6 +84,8 @@ class SeedProgress:
             done = max(self.total - self.left, self.total - self.todo + int(self.told["crf"]))
             log.info(f"seeds: {done}/{self.total} images, {self.line()}")
             self.last = time.monotonic()
+        left = self._work_left() / self._at_once()
+        expect("seeds", left, time.monotonic() - self.start + left)
 
     def close(self) -> None:
         self.bar.close()

@@ -30,7 +30,7 @@ from distwsss.runtime.artifacts import write_pointer
 from distwsss.runtime.faults import fault_point
 from distwsss.runtime.layout import BEST, checkpoint_dir, checkpoints_dir, metrics_file, pointer
 from distwsss.runtime.metrics import append_metrics, read_metrics
-from distwsss.runtime.progress import duration, log, step_bar
+from distwsss.runtime.progress import duration, expect, log, step_bar
 from distwsss.runtime.seeding import derive_seed
 from distwsss.runtime.stop import StopSignal
 from distwsss.train.checkpoint import CheckpointWriter, States, optimizer_states
@@ -119,9 +119,12 @@ def train_steps(run: Run, loader: Iterator[Batch], start: int, stop: StopSignal)
         if (step + 1) % section.log_every == 0 or step + 1 == total:
             line = _log_metrics(run, step + 1)
             bar.set_postfix_str(line)
-            if step + 1 == total or (bar.disable and time.monotonic() - last_line > 20):
-                left = (time.monotonic() - began) / (step + 1 - start) * (total - step - 1)
-                log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
+            if step + 1 == total or time.monotonic() - last_line > 20:
+                each = (time.monotonic() - began) / (step + 1 - start)
+                left = each * (total - step - 1)
+                expect(run.task.name, left, each * total)
+                if step + 1 == total or bar.disable:
+                    log.info(f"{run.task.name}: step {step + 1}/{total}, {line}, {duration(left)} left")
                 last_line = time.monotonic()
         if evaluates(step + 1) or (step + 1) % max(1, save_every) == 0:
             _save(run, step + 1)
