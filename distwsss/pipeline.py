@@ -152,7 +152,7 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
     if unknown:
         raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
     chosen = [name for name in STAGES if stages is None or name in stages]
-    plan = _checked_plan(config, chosen, _said_anew(config, options, chosen))
+    plan = _checked_plan(config, chosen, _said_anew(config, options, chosen), ranks.is_launched())
     log.info("\n".join(plan.lines()))
     for name in chosen:
         log.info(f"== {name}")
@@ -160,16 +160,16 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
             STAGES[name](config, options)
 
 
-def _checked_plan(config: Config, stages: list[str], anew: Sequence[str] = ()) -> Plan:
+def _checked_plan(config: Config, stages: list[str], anew: Sequence[str] = (), launched: bool = True) -> Plan:
     """What there is to do and how long it takes, after a look at what it needs. Raises ConfigError for what misses.
 
-    anew: stages whose results lie there and will be replaced.
+    anew: stages whose results lie there and will be replaced; launched: whether a launcher starts their process.
     """
     from distwsss.planning.checks import check_run
     from distwsss.planning.plan import known_facts, make_plan, not_complete
 
     data = known_facts(config)
-    check_run(config, not_complete(config, stages, anew), data)
+    check_run(config, not_complete(config, stages, anew), data, launched)
     return make_plan(config, stages, data, anew)
 
 

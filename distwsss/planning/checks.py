@@ -30,23 +30,29 @@ JPEG_BYTES = 0.4  # of a photograph, per pixel: those of cameras and data sets h
 MAP_BYTES = 8_000  # of one seed's palette PNG and its gray map
 PROCESS_GB = 0.6  # a worker process with torch, before it holds a photograph
 CRF_BYTES = 30  # per pixel, seed and class: 12 megapixels took 7 GB with 8 seeds of two or three classes
+FORWARD_BYTES = 280  # per pixel of a forward: `lite` at stride 16 (2 megapixels at scale 1.25 took 1.0 GB)
+CLASS_BYTES, PREDICTED = 12, 5  # per pixel and class of the segmenter; the classes of an image that its CRF sees
 PARAMETERS = {  # millions, of networks that are not built here only to count them
     "mit_b0": 4, "mit_b1": 14, "mit_b2": 25, "mit_b3": 45, "mit_b4": 61, "mit_b5": 82,
     "swin_tiny": 47, "swin_small": 69, "swin_base": 107, "swin_large": 216,
 }  # fmt: skip
 
 
-def check_run(config: Config, stages: Collection[str], data: DataFacts | None) -> None:
-    """Raises ConfigError naming everything that `stages` will miss. data: None where it is not known yet."""
-    problems = list(dict.fromkeys(run_problems(config, stages, data)))
+def check_run(config: Config, stages: Collection[str], data: DataFacts | None, launched: bool = True) -> None:
+    """Raises ConfigError naming everything that `stages` will miss. data: None where it is not known yet; launched:
+    whether a launcher starts their process (as far as `config validate` knows, one does)."""
+    problems = list(dict.fromkeys(run_problems(config, stages, data, launched)))
     if problems:
         raise ConfigError(report_problems(f"{config.name}: looked at before any work", problems))
 
 
-def run_problems(config: Config, stages: Collection[str], data: DataFacts | None) -> Iterator[str]:
-    """A text for each thing that one of `stages` will miss."""
+def run_problems(
+    config: Config, stages: Collection[str], data: DataFacts | None, launched: bool = True
+) -> Iterator[str]:
+    """A text for each thing that one of `stages` will miss; arguments as of `check_run`."""
     yield from _packages(config, stages)
     yield from _raised(lambda: pick_device(config.hardware.device), not ray_pool.is_cluster())
+    yield from _engine(config, stages, launched)
     sizes = {}
     for stage, section in (("classify", config.classify), ("train", config.train)):
         if stage in stages:
@@ -81,6 +87,25 @@ def _packages(config: Config, stages: Collection[str]) -> Iterator[str]:
     for module, (key, needed, package) in wanted.items():
         if needed and importlib.util.find_spec(module) is None:
             yield f"`{key}`: needs {module}, which is not installed; run `pip install '{package}'`"
+
+
+def _engine(config: Config, stages: Collection[str], launched: bool) -> Iterator[str]:
+    """What training refuses: DeepSpeed without a launcher, BatchNorm over ranks where torch has none."""
+    if config.hardware.deepspeed and {"classify", "train"} & set(stages) and not launched:
+        yield (
+            f"`hardware.deepspeed`: found {config.hardware.deepspeed}, which needs a launcher; allowed: null, or start "
+            "`distwsss classify` and `train` with launchers/torchrun_local.sh (NPROC=1 for one GPU)"
+        )
+    for stage, section in (("classify", config.classify), ("train", config.train)):
+        elsewhere = stage == "classify" and ray_pool.is_cluster()
+        if stage in stages and section.backbone.norm == "sync" and not elsewhere and not _on_gpu(config):
+            yield f"`{stage}.backbone.norm`: found sync, which needs a GPU; allowed here: frozen, local, group"
+
+
+def _on_gpu(config: Config) -> bool:
+    import torch
+
+    return config.hardware.device != "cpu" and torch.cuda.is_available()
 
 
 def network(section: BackboneSection) -> tuple[list[str], float]:
@@ -160,19 +185,41 @@ def _checkpoint_bytes(config: Config, sizes: dict[str, float]) -> float:
 
 
 def _memory(config: Config, stages: Collection[str], data: DataFacts) -> Iterator[str]:
-    """The largest photograph in every worker of `seeds` at once, against what is free now."""
-    free = available_memory()
-    if "seeds" not in stages or free is None or ray_pool.is_cluster():
-        return
+    """The largest photograph in every process of `seeds`, and in those of `evaluate`, against what is free now."""
+    free, pixels = available_memory(), _most_pixels(config, data)
+    wanted = {
+        "seeds": 0.0 if ray_pool.is_cluster() else _seeds_gb(config, data, pixels),
+        "evaluate": _evaluate_gb(config, data, pixels) if data.scored else 0.0,
+    }
+    for stage, needed in wanted.items():
+        if stage in stages and free is not None and needed > free:
+            yield (
+                f"memory: the largest photograph ({data.most_pixels / 1e6:.1f} megapixels) takes about {needed:.1f} GB "
+                f"in the processes of `{stage}` together, {free:.1f} GB are free; allowed: fewer `hardware.workers`, "
+                "or smaller photographs (`prepare.longest_side`)"
+            )
+
+
+def _most_pixels(config: Config, data: DataFacts) -> float:
+    """Pixels of the largest photograph in the shards."""
     side = config.prepare.longest_side
     shrunk = min(1.0, side / data.longest) ** 2 if side else 1.0
-    pixels = min(data.most_pixels * shrunk, side * side) if side else float(data.most_pixels)
+    return min(data.most_pixels * shrunk, side * side) if side else float(data.most_pixels)
+
+
+def _seeds_gb(config: Config, data: DataFacts, pixels: float) -> float:
+    """A CRF of all seeds and classes in every worker at once."""
     shards = -(-data.photographs // config.prepare.shard_size)
     workers = max(1, min(config.hardware.workers, cores(), shards))
-    each = PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * (1 + max(1.0, data.tags_each)) / 1e9
-    if each * workers > free:
-        yield (
-            f"memory: the largest photograph ({data.most_pixels / 1e6:.1f} megapixels) takes about {each:.1f} GB in "
-            f"each of {workers} workers of `seeds`, {free:.1f} GB are free; allowed: fewer `hardware.workers`, or "
-            "smaller photographs (`prepare.longest_side`)"
-        )
+    classes = 1 + max(1.0, data.tags_each)
+    return workers * (PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * classes / 1e9)
+
+
+def _evaluate_gb(config: Config, data: DataFacts, pixels: float) -> float:
+    """Probabilities of all classes, a forward at the largest scale (of a window, where it slides), and the CRFs."""
+    section = config.evaluate
+    scaled = pixels * max(section.scales) ** 2
+    seen = min(scaled, section.crop_size**2) if section.crop_size else scaled
+    forward = 0.0 if _on_gpu(config) else FORWARD_BYTES * seen
+    crfs = max(1, config.hardware.workers) * CRF_BYTES * PREDICTED if section.crf else 0
+    return PROCESS_GB + (forward + pixels * (CLASS_BYTES * (1 + len(data.classes)) + crfs)) / 1e9

@@ -33,8 +33,8 @@ def backbone(**keys: Any) -> Config:
     return settings(classify={"backbone": section}, train={"backbone": {**section, **keys}})
 
 
-def problems(config: Config, stages: list[str] = STAGES, data: DataFacts = DATA) -> str:
-    return "\n".join(run_problems(config, stages, data))
+def problems(config: Config, stages: list[str] = STAGES, data: DataFacts = DATA, launched: bool = True) -> str:
+    return "\n".join(run_problems(config, stages, data, launched))
 
 
 def test_a_configuration_that_needs_nothing_is_quiet(tmp_path: Path) -> None:
@@ -89,6 +89,30 @@ def test_disk_and_memory_of_large_data() -> None:
         found = problems(config, data=replace(DATA, most_pixels=10**11))
         assert "memory: the largest photograph (100000.0 megapixels)" in found
         assert "memory" not in problems(config, ["train"], replace(DATA, most_pixels=10**11))
+
+
+def test_memory_of_the_segmenter_s_maps() -> None:
+    config = settings(
+        prepare={"longest_side": None}, train={"backbone": {"name": "tiny", "pretrained": False, "output_stride": 8}}
+    )
+    large = replace(DATA, most_pixels=10**11)
+    if available_memory():
+        assert "processes of `evaluate`" in problems(config, ["evaluate"], large)
+        assert problems(config, ["evaluate"], replace(large, scored=0)) == ""
+    assert problems(config, ["evaluate"]) == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_batchnorm_over_ranks_needs_a_gpu() -> None:
+    assert "`train.backbone.norm`: found sync" in problems(backbone(norm="sync"))
+    assert problems(backbone(norm="sync"), ["seeds", "evaluate"]) == ""
+
+
+def test_deepspeed_needs_a_launcher() -> None:
+    config = settings(hardware={"deepspeed": "zero2"})
+    assert "`hardware.deepspeed`: found zero2, which needs a launcher" in problems(config, ["train"], launched=False)
+    assert "launcher" not in problems(config, ["seeds"], launched=False)
+    assert "launcher" not in problems(config, ["train"])
 
 
 def test_complete_stages_need_nothing(tmp_path: Path) -> None:
