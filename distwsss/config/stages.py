@@ -13,6 +13,9 @@ from distwsss.config.training import AugmentSection, OptimSection
 
 # what `classify` and `train` learn by where nothing else is said: some dozen photographs on a CPU, and more
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1.0, "weight_decay": 0.01}
+# at the full rate the backbone learns some dozen photographs by heart in 20 steps, and its CAMs spread over what stands
+# around the objects (benchmarks/README.md, Own pictures)
+CLASSIFIER: dict[str, Any] = {**RECIPE, "backbone_multiplier": 0.03}
 
 
 class ClassifySection(Section):
@@ -36,7 +39,7 @@ class ClassifySection(Section):
     )
     backbone: BackboneSection = BackboneSection(name="lite_full", output_stride=32)
     augment: AugmentSection = AugmentSection(crop=240, resize=[224, 400], resize_by="longest_side")
-    optim: OptimSection = OptimSection(duration="150 steps", global_batch=16, **RECIPE)
+    optim: OptimSection = OptimSection(duration="150 steps", global_batch=16, **CLASSIFIER)
 
     @model_validator(mode="after")
     def _layer(self) -> ClassifySection:
@@ -66,8 +69,7 @@ class SeedsSection(Section):
         [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
     )
     alpha: Positive = Field(
-        1.0,
-        description="background's map is (1 - the highest CAM) ** alpha; the fewer classes or photographs, the less",
+        4.0, description="background's map is (1 - the highest CAM) ** alpha: the higher, the more becomes foreground"
     )
     normalise: Literal["softmax", "sum"] = Field(
         "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"

@@ -31,10 +31,6 @@ class Facts:
         return self.data.photographs
 
     @property
-    def photographs_per_class(self) -> float:
-        return self.data.photographs * self.data.tags_each / max(1, len(self.data.classes))
-
-    @property
     def photographs_per_core(self) -> float:
         return self.data.photographs / self.machine.cores
 
@@ -90,10 +86,6 @@ ROWS: tuple[Row, ...] = (
         (100, "100 steps", f"the loss is near 0 after 50; {FEW}"),
         (480, "150 steps", BETWEEN),
         (inf, "5 epochs", MANY),
-    )),
-    Row("seeds.alpha", "any", "photographs_per_class", (
-        (16, 1.0, f"few photographs of a class: its CAMs cover what it stands on; {FEW}"),
-        (inf, 4.0, f"{MANY}; where it should change was not"),
     )),
     Row("train.model", "gpu", "gpu_memory", (
         (8, "deeplab", "SegFormer MiT-B2 wants 8 GB"),

@@ -106,4 +106,5 @@ def track(items: Iterable[Item], total: int, what: str, unit: str = "image", eve
                 log.info(f"{what}: {done}/{total}, {done / (now - start):.2f} {unit}s/s, {duration(left)} left")
             last = now
     if done and not bar:
-        log.info(f"{what}: {done}/{total} in {duration(time.monotonic() - start)}")
+        taken = time.monotonic() - start
+        log.info(f"{what}: {done}/{total} in {duration(taken)}, {done / max(taken, 1e-9):.2f} {unit}s/s")

@@ -36,7 +36,7 @@ from distwsss.runtime.storage import Folder
 CLASSES = ["background", "cat", "dog"]
 TINY_OPTIM = {
     **{"duration": "4 steps", "global_batch": 4, "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4},
-    **{"bias_multiplier": 2.0, "log_every": 1},
+    **{"backbone_multiplier": 1.0, "bias_multiplier": 2.0, "log_every": 1},
 }
 TINY_BACKBONE = {"name": "tiny", "pretrained": False, "output_stride": 8}
 TINY_AUGMENT = {"crop": 48, "resize": [0.8, 1.2], "resize_by": "factor"}

@@ -31,8 +31,6 @@ def facts_of(fact: str, value: float, gpu: bool) -> Facts:
     data, machine = DATA, WORKSTATION if gpu else LAPTOP
     if fact == "photographs":
         data = replace(data, photographs=int(value))
-    elif fact == "photographs_per_class":  # one tag each, one class
-        data = replace(data, photographs=int(value), classes={"a": int(value)})
     elif fact == "photographs_per_core":
         data = replace(data, photographs=int(value) * machine.cores)
     elif fact == "masks":
