@@ -79,7 +79,9 @@ class DataSection(Section):
         json_schema_extra=LATER,
     )
     allow_empty: bool = Field(False, description="an image without labels is background only, not an error")
-    max_pixels: int = Field(40_000_000, ge=1, description="images of more pixels are refused before decoding")
+    max_pixels: int = Field(
+        120_000_000, ge=1, description="images of more pixels are refused before decoding (phones have up to 108 M)"
+    )
     shapes: ShapesSection = ShapesSection()
     tuning_ids: list[str] = Field(
         [], description="train ids on which keys were chosen: `stats` scores the others", json_schema_extra=NEUTRAL

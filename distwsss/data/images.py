@@ -7,6 +7,7 @@ Called by `prepare`, the shard reader, seeds, evaluation and the report. Every f
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ IGNORE = 255  # in a mask: no class
 MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
 ORIENTATION = 0x0112  # EXIF's tag
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
+# PIL warns from 89 megapixels on, though `data.max_pixels` allows more; its error from 179 on stays
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Photograph(NamedTuple):
