@@ -2,16 +2,15 @@
 
     python benchmarks/busy_machine.py [--runs 5] [--code CHECKOUT ...] [--steps 16 --images 12]
 
-Each run: `distwsss train` and `distwsss evaluate` on generated photographs of 500 pixels with the default recipe of a CPU
-(crops of 320, EfficientNet-Lite0), alone, then beside a process that does nothing but count. Runs alternate over all
-`--code` (default: this checkout), so that versions are compared side by side. Training's rate is the median of its
-log lines after the first; evaluation's is that of its last line.
+Each run: `distwsss train` and `distwsss evaluate` on generated photographs of 500 pixels with the default recipe of a
+CPU (crops of 320, EfficientNet-Lite0), alone, then beside a process that does nothing but count. Runs alternate
+over all `--code` (default: this checkout), so that versions are compared side by side. Training's rate is the median of
+its log lines after the first; evaluation's is that of its last line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -19,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from distwsss.runtime.metrics import read_metrics
 
 HERE = Path(__file__).parents[1]
 RECIPE = """
@@ -53,7 +54,7 @@ def rates(code: Path, steps: int, images: int) -> tuple[float, float]:
         distwsss(code, folder, "prepare")
         distwsss(code, folder, "train")
         (metrics,) = folder.glob("runs/*/train/metrics.jsonl")
-        lines = [json.loads(line)["images_per_second"] for line in metrics.read_text().splitlines()]
+        lines = [line["images_per_second"] for line in read_metrics(metrics) if "images_per_second" in line]
         said = distwsss(code, folder, "evaluate")
         found = re.findall(r"evaluate: \d+/\d+ in .*?([\d.]+) images/s", said)
         return statistics.median(lines[1:]), float(found[-1])
