@@ -15,7 +15,7 @@ from distwsss.config.training import AugmentSection, OptimSection
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1.0, "weight_decay": 0.01}
 # at the full rate the backbone learns some dozen photographs by heart in 20 steps, and its CAMs spread over what stands
 # around the objects (benchmarks/README.md, Own pictures)
-CLASSIFIER: dict[str, Any] = {**RECIPE, "backbone_multiplier": 0.03}
+CLASSIFIER: dict[str, Any] = {**RECIPE, "backbone_multiplier": 0.1}
 
 
 class ClassifySection(Section):

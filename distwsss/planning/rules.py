@@ -87,6 +87,14 @@ ROWS: tuple[Row, ...] = (
         (480, "150 steps", BETWEEN),
         (inf, "5 epochs", MANY),
     )),
+    Row("classify.optim.backbone_multiplier", "any", "photographs", (
+        (100, 0.03, f"a backbone that learns fast knows few by heart, and its CAMs spread; {FEW}"),
+        (inf, 0.1, f"0.3 is no better; {MANY}"),
+    )),
+    Row("seeds.alpha", "any", "photographs", (
+        (480, 4.0, f"best, and flat from 3 to 6; {FEW}"),
+        (inf, 8.0, MANY),
+    )),
     Row("train.model", "gpu", "gpu_memory", (
         (8, "deeplab", "SegFormer MiT-B2 wants 8 GB"),
         (inf, "segformer", PUBLISHED),
