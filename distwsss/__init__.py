@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from distwsss.inference.segmenter import Segmenter as Segmenter
     from distwsss.pipeline import run as run
 
-# Threads of an operation that wait for each other sleep, where OpenMP would let them spin: beside any other busy process
-# a spinning thread keeps the core that the awaited one needs (benchmarks/README.md). Read when torch is first imported
+# Threads that wait for each other sleep, where OpenMP would let them spin: beside any other busy process a spinning
+# thread keeps the core that the awaited one needs (benchmarks/README.md). Read when torch is first imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

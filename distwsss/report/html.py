@@ -46,6 +46,7 @@ from distwsss.runtime.progress import log
 from distwsss.runtime.storage import Folder
 
 LARGEST_CLASS_TABLE = 40  # more classes than that are not counted one by one
+NO_MASKS = "no photograph has a mask: nothing can be scored"
 
 
 def _index(folder: Folder, kind: str) -> ShardIndex | None:
@@ -69,7 +70,14 @@ def _current(path: Path, images: ShardIndex | None, pseudo: ShardIndex | None = 
     return record
 
 
-def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> str:
+def _without_masks(indexes: dict[Role, ShardIndex]) -> bool:
+    return bool(indexes) and not any(len(index.with_truth()) for index in indexes.values())
+
+
+def _headline(
+    evaluations: dict[str, Any], quality: dict[str, Any] | None, labels: dict[str, Any] | None, unscored: bool
+) -> str:
+    """mIoU; where there are no masks, what is known without."""
     items = []
     if "val" in evaluations:
         miou = evaluations["val"]["miou"]
@@ -82,6 +90,15 @@ def _headline(evaluations: dict[str, Any], quality: dict[str, Any] | None) -> st
             if entry["t"] == quality["threshold"]:
                 what = f"train mIoU of its clean pixels, t = {entry['t']}, {percent(entry['coverage'])}% of all"
                 items.append((percent(entry["miou"]), what))
+    if unscored and not items:
+        found = (
+            [(f"{labels['with_foreground']} of {labels['images']}", "pseudo-labels show an object")] if labels else []
+        )
+        advice = (
+            f"{NO_MASKS[0].upper()}{NO_MASKS[1:]}. Look at the photographs below and the classes that got no pixel. "
+            "Masks of some photographs in masks/, with their ids in val.txt, would give an mIoU."
+        )
+        return page.section("Headline numbers", page.cards(found), page.paragraph(advice))
     cards = page.cards(items) if items else page.missing("evaluate and stats")
     notes = ["mIoU in percent, background included", *evaluations.get("val", {}).get("notes", [])]
     return page.section("Headline numbers", cards, page.paragraph("; ".join(notes) + ".", "quiet"))
@@ -149,16 +166,20 @@ def _crf(params: CRFParams) -> str:
     )
 
 
-def _seeds(quality: dict[str, Any] | None, labels: dict[str, Any] | None) -> str:
+def _no_quality(unscored: bool) -> str:
+    return page.set_apart(NO_MASKS) if unscored else page.missing("stats (needs masks on train)")
+
+
+def _seeds(quality: dict[str, Any] | None, labels: dict[str, Any] | None, unscored: bool) -> str:
     counted = labels_table(labels) if labels else []
     if not quality:
-        return page.section("Seeds and vote", page.missing("stats (needs masks on train)"), *counted)
+        return page.section("Seeds and vote", _no_quality(unscored), *counted)
     return page.section("Seeds and vote", *seeds_table(quality), *counted)
 
 
-def _clean(quality: dict[str, Any] | None) -> str:
+def _clean(quality: dict[str, Any] | None, unscored: bool) -> str:
     if not quality:
-        return page.section("Clean and noisy", page.missing("stats (needs masks on train)"))
+        return page.section("Clean and noisy", _no_quality(unscored))
     return page.section("Clean and noisy", *threshold_table(quality))
 
 
@@ -179,9 +200,9 @@ def _curves(config: Config) -> str:
     return page.section("Curves", plots, *notes)
 
 
-def _evaluations(found: dict[str, Any]) -> str:
+def _evaluations(found: dict[str, Any], unscored: bool) -> str:
     if not found:
-        return page.section("Evaluation", page.missing("evaluate"))
+        return page.section("Evaluation", page.set_apart(NO_MASKS) if unscored else page.missing("evaluate"))
     parts = []
     for name, record in found.items():
         counted = f"{record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored"
@@ -259,15 +280,16 @@ def write_report(config: Config) -> Path:
     trained = [metrics_file(classifier_dir(config, p)) for p in config.classify.dropouts]
     if not (indexes or quality or evaluations or any(path.is_file() for path in trained)):
         raise DataError(f"report: no stage has left a result in {run_dir(config)}; run `distwsss run` first")
+    labels, unscored = _json(labels_file(config)), _without_masks(indexes)
     sections = [
-        _headline(evaluations, quality),
+        _headline(evaluations, quality, labels, unscored),
         _data(config, indexes),
         _made_by(config),
         classifiers(config, indexes.get("train")),
-        _seeds(quality, _json(labels_file(config))),
-        _clean(quality),
+        _seeds(quality, labels, unscored),
+        _clean(quality, unscored),
         _curves(config),
-        _evaluations(evaluations),
+        _evaluations(evaluations, unscored),
         _photographs(config, indexes),
     ]
     path = report_file(config)

@@ -54,7 +54,11 @@ def paragraph(value: Any, css: str = "") -> str:
 
 def missing(stage: str) -> str:
     """What stands where a stage has not left its results."""
-    return paragraph(f"{stage}: not run", "missing")
+    return set_apart(f"{stage}: not run")
+
+
+def set_apart(value: Any) -> str:
+    return paragraph(value, "missing")
 
 
 def table(rows: Sequence[Sequence[Any]], totals: int = 0, best: bool = False) -> str:

@@ -241,22 +241,24 @@ def test_strings_from_data_are_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "absent"),
+    ("stages", "masks", "lines"),
     [
-        (["images"], ["evaluate and stats: not run", "classify: not run", "seeds: not run", "train: not run"]),
-        (["images"], ["stats (needs masks on train): not run"]),
-        (["images", "labels"], ["train: not run", "evaluate: not run"]),
+        (["images"], True, ["evaluate and stats: not run", "classify: not run", "seeds: not run", "train: not run"]),
+        (["images"], True, ["stats (needs masks on train): not run", "evaluate: not run"]),
+        (["images", "labels"], True, ["train: not run", "evaluate: not run"]),
+        (["images", "labels"], False, ["train: not run", "No photograph has a mask: nothing can be scored. Look at"]),
     ],
 )
-def test_missing_stages_are_named(tmp_path: Path, stages: list[str], absent: list[str]) -> None:
+def test_missing_stages_are_named(tmp_path: Path, stages: list[str], masks: bool, lines: list[str]) -> None:
     config = settings(tmp_path)
-    write_images(config, "train", 2, truth=False)
+    write_images(config, "train", 2, truth=masks)
     if "labels" in stages:
         write_labels(config)
     said = Reader(write_report(config).read_text(encoding="utf-8")).text()
-    for line in absent:
+    for line in lines:
         assert line in said
     assert "prepare: not run" not in said
+    assert ("evaluate: not run" in said) == masks  # without masks no stage is missing, there is nothing to score
     assert ("pseudo-label" in said) == ("labels" in stages)
 
 
