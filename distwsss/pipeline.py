@@ -205,11 +205,15 @@ def checkpoint_config(verb: str, profile: str | None, overrides: list[str]) -> C
 
 def new(folder: Path, output: Path | None) -> Path:
     """A configuration for the data set in `folder`, by stated rules; returns its path."""
-    from distwsss.planning.new import new
+    from distwsss.planning.new import new, problems_of
 
     path = new(folder, output)
     say(path.read_text(encoding="utf-8"))
-    say(f"Written to {path}. Next: distwsss run --config {path}")
+    if problems := problems_of(path):
+        log.warning(problems)
+        say(f"Written to {path}. Next: correct these, then distwsss run --config {path}")
+    else:
+        say(f"Written to {path}. Next: distwsss run --config {path}")
     return path
 
 

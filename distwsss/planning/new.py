@@ -15,14 +15,16 @@ import distwsss
 from distwsss.config import Config
 from distwsss.config.load import check_config
 from distwsss.config.networks import BackboneSection
+from distwsss.data.check import check_listings
 from distwsss.data.sources.listing import IMAGE_SUFFIXES
-from distwsss.errors import ConfigError, DataError
+from distwsss.errors import ConfigError, DataError, counted
 from distwsss.planning.checks import missing_weights
 from distwsss.planning.facts import DataFacts, MachineFacts, read_data, read_machine
 from distwsss.planning.plan import about
 from distwsss.planning.rules import Choice, Facts, choose
 from distwsss.planning.times import stage_times
 from distwsss.runtime.artifacts import write_bytes
+from distwsss.runtime.progress import silent
 
 DATA_KEYS = {
     "root": "relative to the folder where commands are started",
@@ -42,7 +44,7 @@ def new(folder: Path, output: Path | None = None) -> Path:
     """
     path = output or Path(f"{_name(folder.absolute())}.yaml")
     if path.exists():
-        raise ConfigError(f"new: {path} is there already; give another file by --output, or remove it")
+        raise ConfigError(f"{path} is there already; give another file by --output, or remove it")
     tree = {"name": _name(path), "data": _data(folder)}
     config = check_config(tree, where=f"new {folder}")
     facts = Facts(read_data(config), read_machine())
@@ -55,6 +57,17 @@ def new(folder: Path, output: Path | None = None) -> Path:
     return path
 
 
+def problems_of(path: Path) -> str:
+    """What is wrong with the lists and tags of the data set that the configuration at `path` names, for people; empty
+    where nothing is. `prepare` would refuse them, and looks into the pictures too."""
+    try:
+        with silent():  # `new` has said what was inferred
+            check_listings(check_config(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path)))
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 def _name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem).strip("_") or "mine"
 
@@ -62,7 +75,7 @@ def _name(path: Path) -> str:
 def _data(folder: Path) -> dict[str, Any]:
     """The `data` section of what lies in `folder`, by its layout."""
     if not folder.is_dir():
-        raise DataError(f"new: found no folder {folder.absolute()}; give the folder of a data set")
+        raise DataError(f"found no folder {folder.absolute()}; give the folder of a data set")
     if (folder / "JPEGImages").is_dir() and (folder / "ImageSets").is_dir():
         return {"dataset": "voc", "root": str(folder)}
     if (folder / "annotations").is_dir() and any((folder / "annotations").glob("instances_*.json")):
@@ -97,7 +110,7 @@ def _micro_batch(config: Config, facts: Facts) -> list[Choice]:
     stages = classifier_stage(config.classify, classes), segmenter_stage(config.train, classes)
     fits = min(largest_micro_batch(stage, config.hardware, card, {}) for stage in stages)
     if fits == 0:
-        raise ConfigError(f"new: {config.train.backbone.name} does not fit into {card.memory} GiB of {card.title}")
+        raise ConfigError(f"{config.train.backbone.name} does not fit into {card.memory} GiB of {card.title}")
     return [Choice("hardware.micro_batch", fits, f"what fits into {card.memory} GiB (`distwsss estimate`)")]
 
 
@@ -123,9 +136,9 @@ def describe_facts(data: DataFacts, machine: MachineFacts) -> list[str]:
     scored = f"{data.scored} in the val list" if data.scored else "no val list"
     gpus = f"{machine.gpus} x {machine.gpu}, {machine.gpu_memory:.0f} GiB" if machine.gpus else "no GPU"
     return [
-        f"Data: {data.photographs} photographs, {data.longest} pixels long (median), {masks}, {scored}; "
+        f"Data: {counted(data.photographs, 'photograph')}, {data.longest} pixels long (median), {masks}, {scored}; "
         f"{len(data.classes)} classes: {classes}",
-        f"Machine: {machine.cores} cores, {machine.memory:.0f} GiB, {gpus}",
+        f"Machine: {counted(machine.cores, 'core')}, {machine.memory:.0f} GiB, {gpus}",
     ]
 
 

@@ -134,7 +134,7 @@ def _classify(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     section, megapixels = config.resolved_seeds(), stored_pixels(config, data)
-    base = megapixels * (section.base_size / data.longest) ** 2 if section.base_size else megapixels
+    base = data.pixels / 1e6 * (section.base_size / data.longest) ** 2 if section.base_size else megapixels
     views = sum((scale * each) ** 2 for scale in section.scales for each in section.cam_scales)
     seeds, shards = len(config.seed_names()), -(-data.photographs // config.prepare.shard_size)
     # 2: the flip; a CAM worker has `threads` threads

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import combinations
 
-from distwsss.errors import DataError, report_problems
+from distwsss.errors import DataError, counted, report_problems
 
 LONG = 4  # letters from which names that differ in one of them are taken for one
 
 
-def check_alike(counts: Counter[str], where: str) -> None:
-    """Raises DataError for names that may be the same. counts: class name -> photographs tagged with it."""
-    pairs = alike(sorted(counts))
-    problems = [f"`{a}` ({counts[a]} photographs) and `{b}` ({counts[b]}) differ only in {why}" for a, b, why in pairs]
+def check_alike(tagged: dict[str, list[str]], where: str) -> None:
+    """Raises DataError for names that may be the same. tagged: class name -> the photographs tagged with it."""
+
+    def about(name: str) -> str:
+        return f"`{name}` ({counted(len(tagged[name]), 'photograph')}, {tagged[name][0]})"
+
+    pairs = alike(sorted(tagged))
+    problems = [f"{about(a)} and {about(b)} differ only in {why}" for a, b, why in pairs]
     if problems:
         remedy = "write them alike in the tags, or list all classes in `data.classes` if these are different ones"
         raise DataError(report_problems(f"{where}: class names that look like one; {remedy}", problems))

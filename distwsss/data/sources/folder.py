@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from distwsss.config.data import DataSection
@@ -30,8 +30,8 @@ from distwsss.data.sources.lists import read_ids
 from distwsss.data.sources.masks import Masks
 from distwsss.data.sources.pictures import Pictures, loose_line
 from distwsss.data.sources.tags_csv import Tags
-from distwsss.data.sources.tags_found import find_tags, other_tables
-from distwsss.errors import ConfigError, DataError
+from distwsss.data.sources.tags_found import SPREADSHEETS, find_tags, other_tables
+from distwsss.errors import ConfigError, DataError, counted
 from distwsss.runtime.progress import log
 
 
@@ -70,11 +70,14 @@ def _no_tags(data: DataSection, root: Path, required: bool) -> Tags:
     path = root / data.tags
     if required:
         others = other_tables(root)
-        there = f"; there are {', '.join(others[:5])}: name one with --set data.tags=FILE" if others else ""
+        sheets = [name for name in others if name.lower().endswith(SPREADSHEETS)]
+        tables = [name for name in others if name not in sheets]
+        there = [f"{name} is a spreadsheet: save it as `CSV UTF-8`, as {path.name}" for name in sheets[:5]]
+        there += [f"{name} is there: call it {path.name}, or name it by `data.tags`" for name in tables[:5]]
         raise DataError(
-            f"`data.tags`: found no file {path}; allowed: a CSV under `data.root` with the header `image,labels`, "
-            "a line per picture, or labels.csv, _classes.csv, metadata.csv or .jsonl, an export of Label Studio, "
-            f"cls_labels.npy, lists in ImageSets/Main, or a folder of pictures for each class{there}"
+            f"`data.tags`: found no file {path}{''.join(f'; {text}' for text in there)}; allowed: a header and a line "
+            "per picture, as `id,labels` and `dog.jpg,dog;sofa`; or labels.csv, _classes.csv, metadata.csv or .jsonl, "
+            "an export of Label Studio, cls_labels.npy, lists in ImageSets/Main, or a folder for each class"
         )
     return Tags([], "", where=str(path))
 
@@ -83,15 +86,18 @@ def _derive_classes(tags: Tags) -> list[str]:
     """Background and the sorted names in the tags. Raises DataError for indices, and for names that look like one."""
     if not tags.rows:
         raise DataError(f"{tags.where}: found no tags to take class names from; give `data.classes` or classes.txt")
-    counts = Counter(tag for row in tags.rows for tag in row.tags)
-    indices = sorted(name for name in counts if name.isdigit())
+    tagged: dict[str, list[str]] = defaultdict(list)
+    for row in tags.rows:
+        for tag in row.tags:
+            tagged[tag].append(row.name)
+    indices = sorted(name for name in tagged if name.isdigit())
     if indices:
         raise DataError(
             f"{tags.where}: found class indices ({', '.join(indices[:5])}) without class names; give `data.classes` or "
             "classes.txt (line 1 = background); numbers that are names belong there, too"
         )
-    check_alike(counts, tags.where)
-    return check_classes([BACKGROUND, *sorted(counts.keys() - {BACKGROUND})], tags.where)
+    check_alike(tagged, tags.where)
+    return check_classes([BACKGROUND, *sorted(tagged.keys() - {BACKGROUND})], tags.where)
 
 
 def _tag_pictures(rows: list[TagRow], pictures: Pictures) -> dict[str, TagRow]:
@@ -145,7 +151,7 @@ def _log_tags(tags: Tags, pictures: Pictures, tagged: dict[str, TagRow] | None) 
         log.info(f"tags: {tags.said}")
     if pictures.loose:
         log.info(f"tags: {loose_line(pictures.loose)}")
-    unused = len(pictures.names - tagged.keys()) if tagged is not None else 0
+    unused = sorted(pictures.names - tagged.keys()) if tagged is not None else []
     if unused:
-        file = Path(tags.where).name
-        log.info(f"folder: {unused} pictures under {pictures.folder} have no line in {file} and are not used")
+        some = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        log.info(f"folder: {counted(len(unused), 'picture')} without a line in {tags.where}, not used: {some}")

@@ -134,7 +134,8 @@ def read_text(path: Path) -> str:
         return text
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: found bytes that are not UTF-8 (at {error.start}); save the file as UTF-8 (Excel: `CSV UTF-8`)"
+            f"{path}: line {data[: error.start].count(10) + 1}: found bytes that are not UTF-8; save the file as UTF-8 "
+            "(Excel: `CSV UTF-8`)"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -23,7 +23,8 @@ from distwsss.errors import DataError
 
 TABLES = ("labels.csv", "_classes.csv", "metadata.csv", "metadata.jsonl")
 IN_ROOT = ("tags.csv", "tags.tsv", "labels.tsv", "tags.json", "labels.json", "tags.jsonl", "labels.jsonl", *TABLES)
-ANY_TABLE = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
+SPREADSHEETS = (".xlsx", ".xls", ".ods")  # not read
+ANY_TABLE = (".csv", ".tsv", ".jsonl", *SPREADSHEETS)
 MAIN = Path("ImageSets", "Main")
 ALONE = ("cls_labels.npy", "cls_labels.csv")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}

@@ -9,7 +9,7 @@ import yaml
 
 from distwsss.config.load import load_config
 from distwsss.errors import ConfigError, DataError
-from distwsss.planning.new import new
+from distwsss.planning.new import new, problems_of
 from helpers.small import write_folder
 
 
@@ -37,6 +37,14 @@ def test_the_file_is_what_was_chosen(pictures: Path) -> None:
     assert tree["classify"]["optim"]["duration"] == "100 steps"
     assert tree["train"]["holdout"] == 0.2  # half of the pictures have masks
     assert tree["hardware"] == {"executor": "local"}
+
+
+def test_problems_of_the_tags_are_said_at_once(pictures: Path) -> None:
+    path = new(pictures, Path("a.yaml"))
+    assert problems_of(path) == ""
+    with open(pictures / "tags.csv", "a", encoding="utf-8") as file:
+        file.write("\nnowhere,dog,train\n")
+    assert "nowhere: no image of this name" in problems_of(path)
 
 
 def test_nothing_is_written_over(pictures: Path) -> None:

@@ -219,8 +219,27 @@ def test_folders_of_classes_beside_a_table_have_to_be_named(tmp_path: Path) -> N
 
 
 def test_a_table_of_another_name_is_pointed_at(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there are export\.csv: name one"):
+    with pytest.raises(DataError, match=r"export\.csv is there: call it tags\.csv, or name it by"):
         listing(folder(tmp_path, {"export.csv": "image,labels\na,dog\n"}))
+
+
+def test_a_spreadsheet_is_to_be_saved_as_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tags\.xlsx is a spreadsheet: save it as `CSV UTF-8`, as tags\.csv; allowed"):
+        listing(folder(tmp_path, {"tags.xlsx": "PK"}, "a.jpg"))
+
+
+def test_pictures_without_a_line_are_named(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    names = [f"{number}.jpg" for number in range(6)]
+    listing(folder(tmp_path, {"tags.csv": "image,labels\n0.jpg,dog\n"}, *names))
+    assert "5 pictures without a line in" in lines.text
+    assert "not used: 1.jpg, 2.jpg, 3.jpg, ..." in lines.text
+
+
+def test_bytes_of_another_encoding_are_found_by_their_line(tmp_path: Path) -> None:
+    root = folder(tmp_path, {"tags.csv": ""}, "a.jpg")
+    (root / "tags.csv").write_bytes("image,labels\na.jpg,dog\ncafé.jpg,dog\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"tags\.csv: line 3: found bytes that are not UTF-8"):
+        listing(root)
 
 
 @pytest.mark.parametrize("file", ["Tags.CSV", "Labels.csv", "labels.tsv"])
