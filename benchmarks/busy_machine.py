@@ -71,7 +71,9 @@ def main() -> None:
     for run in range(given.runs):
         for code in given.code:
             for place in ("alone", "busy"):
-                other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if place == "busy" else None
+                # in a session of its own, as another user's is: Linux shares cores among sessions first (autogroup)
+                count = [sys.executable, "-c", "while True: pass"]
+                other = subprocess.Popen(count, start_new_session=True) if place == "busy" else None
                 try:
                     pair = rates(code.resolve(), given.steps, given.images)
                 finally:
