@@ -50,13 +50,13 @@ def test_on_ray_it_is_measured_how_many_work_at_once(monkeypatch) -> None:
     shown = SeedProgress([10], [0], 4, processes=None)
     clock[0] += 50.0
     shown.heard({"cam": 1, "cam_seconds": 1.0, "pixels": 1e5})
-    shown.heard({"worker_gb": 1.5})
+    shown.heard({"worker_gb": 999.0})  # more than this process, whatever it did before
     clock[0] += 7.0
     shown.heard({"cam": 19, "cam_seconds": 19.0, "pixels": 2e6})
     shown.heard({"crf": 1, "crf_seconds": 4.0, "pixels": 0.0})
     shown.heard({"worker_gb": 0.5})
     shown.queue = ", 1 shards in the queue"
-    assert "memory at most 1.5 GB a process, 1 shards in the queue" in shown.line()
+    assert "memory at most 999.0 GB a process, 1 shards in the queue" in shown.line()
     assert shown.line().endswith(f"0:{(20 * 1 + 9 * 4) / 3:02.0f} left")
     shown.heard({"cam": 40, "cam_seconds": 40.0, "crf": 20, "crf_seconds": 80.0})
     assert shown.line().endswith("0:00 left")
