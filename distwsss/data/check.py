@@ -45,26 +45,22 @@ def check_listing(
     return found
 
 
-def listed_problems(listing: Listing, data: DataSection, labelled: bool) -> list[str]:
-    """What is wrong with the items of a list, a line each; no image is decoded. `labelled`: each needs labels."""
-    return [
-        f"{item.name}: {why}"
-        for item in listing.items
-        for why in (*item.problems, *(_label_problems(item, listing.labels_from, data.allow_empty) if labelled else []))
-    ]
-
-
 def check_listings(config: Config) -> list[str]:
     """What the lists of both splits hold, a line each; no image is decoded. Raises DataError for what is wrong."""
     lines = []
     for split, labelled in ((config.data.train_split, True), (config.data.val_split, False)):
         listing = DATASETS[config.data.dataset](config.data, split)
-        problems = listed_problems(listing, config.data, labelled)
+        problems = [f"{i.name}: {why}" for i in listing.items for why in _listed_problems(i, listing, config, labelled)]
         if problems:
             raise DataError(report_problems(f"split `{split}`", problems))
         masks, classes = sum(item.mask is not None for item in listing.items), len(listing.classes) - 1
         lines.append(f"split `{split}`: {len(listing.items)} photographs, {classes} classes, {masks} with a mask")
     return lines
+
+
+def _listed_problems(item: Item, listing: Listing, config: Config, labelled: bool) -> list[str]:
+    of_labels = _label_problems(item, listing.labels_from, config.data.allow_empty) if labelled else []
+    return [*item.problems, *of_labels]
 
 
 def _of_files(listing: Listing, limits: tuple[int, int | None], workers: int, what: str) -> list[Checked]:

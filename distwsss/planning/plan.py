@@ -146,7 +146,7 @@ class Plan:
             self.known[name] = {"seconds": round(seconds, 1), "expected": expected, "begun": name in self.begun}
             write_json(times_file(self.config), self.known)
             self._learn(name)
-        if self.left and self.rules:
+        if self.left and self.rules and name not in self.complete:
             self._say()
 
     def _learn(self, name: str) -> None:

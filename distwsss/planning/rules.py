@@ -92,7 +92,7 @@ ROWS: tuple[Row, ...] = (
         (inf, 0.1, f"0.3 is no better; {MANY}"),
     )),
     Row("seeds.alpha", "any", "photographs", (
-        (480, 4.0, f"best, and flat from 3 to 6; {FEW}"),
+        (480, 4.0, f"best, and flat from 3 to 6; {FEW}, with more not tried"),
         (inf, 8.0, MANY),
     )),
     Row("train.model", "gpu", "gpu_memory", (

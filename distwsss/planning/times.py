@@ -18,7 +18,8 @@ from distwsss.planning.facts import DataFacts, MachineFacts
 from distwsss.seeds.progress import crf_seconds
 from distwsss.train.estimate.cards import CARDS, computes_in
 
-# --- what was measured, and on what; an idle run of 40 photographs took between 0.9 and 1.2 of what these sums say ---
+# --- what was measured, and on what; lite, lite_full, PICTURE and START were then fitted to one idle run of 40
+# photographs (benchmarks/README.md): how far they are right for other sets is not known ---
 
 # CPU seconds of one core (x86 server of 2026, two cores, float32, channels-last) per megapixel that goes forward, and
 # per megapixel of crop of a training step; lite: 4 crops of 320 pixels at stride 16, tiny: 16 of 96
@@ -42,7 +43,7 @@ CORE_GFLOPS = 90.0
 USED = 0.25  # share of a card's peak rate that such networks reach: assumed, not measured here
 UNKNOWN_CARD = 20_000.0  # GFLOP/s at its peak of a card that is in no table
 TRAIN_FACTOR = 3.0  # a backward costs two forwards
-# guesses from here on, until runs were compared with them (DECODE: 0.005 measured)
+# guesses from here on, but for PICTURE and START (DECODE: 0.005 measured)
 MORE_CORES = 0.85  # of a core's work, that each further one adds to a network's
 DECODE, ENCODE = 0.01, 0.05  # CPU seconds per megapixel of a JPEG (decode; encode and shrink)
 AUGMENT = 0.08  # CPU seconds per megapixel of crop: decode, scale, colours

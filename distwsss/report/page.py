@@ -58,6 +58,7 @@ def missing(stage: str) -> str:
 
 
 def set_apart(value: Any) -> str:
+    """A line where numbers would stand, and why there are none."""
     return paragraph(value, "missing")
 
 

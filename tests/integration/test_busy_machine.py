@@ -21,6 +21,4 @@ def test_threads_sleep_where_the_user_says_nothing(users: str | None, found: str
     command = [sys.executable, "-c", "import distwsss.train.loop"]  # which imports torch, and torch OpenMP
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
     policies = re.findall(r"OMP_WAIT_POLICY *= *'(\w+)'", shown)
-    if not policies:
-        pytest.skip("this torch has another OpenMP than GNU's, which shows nothing")
-    assert set(policies) == {found}
+    assert set(policies) == {found}  # none at all: a torch without OpenMP, which would need another way
