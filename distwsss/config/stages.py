@@ -32,6 +32,11 @@ class ClassifySection(Section):
         "there, the two inside block b7 of resnet38",
         json_schema_extra=LATER,
     )
+    streams: Literal["own", "shared"] = Field(
+        "own",
+        description="sample order, augmentation and dropout of each p: random streams of its own, so that the seeds err "
+        "differently, or the same ones for all, whose dropped channels are then nested",
+    )
     holdout: Probability = Field(
         0.1,
         description="share of the train ids kept out of the classifiers' training, for their average precision; from "

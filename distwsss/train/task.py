@@ -36,8 +36,8 @@ from distwsss.train.terms import Parts, segmenter_terms
 
 @dataclass
 class Task:
-    """See the module's docstring. `parameters` are what the stage's fingerprint covers, `origin` where what training
-    starts from was found, for the record."""
+    """See the module's docstring. `seed`: of sample order, augmentation and dropout; `parameters` are what the stage's
+    fingerprint covers, `origin` where what training starts from was found, for the record."""
 
     name: str
     model: nn.Module
@@ -45,6 +45,7 @@ class Task:
     selection: Selection
     optim: OptimSection
     augment: AugmentSection
+    seed: int
     parameters: dict[str, Any]
     counts: Callable[[Batch], list[float]]
     sums: Callable[[Any, Batch], tuple[Tensor, Parts]]
@@ -62,6 +63,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
     kept_out = classifier_held_out_keys(index, section.holdout)
     torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
     model = Classifier(section.backbone, index.classes, dropout, section.dropout_layer)
+    seed = config.seed if section.streams == "shared" else derive_seed(config.seed, "streams", dropout)
     parameters = {
         "seed": config.seed,
         "classify": classifier_section(config),
@@ -71,10 +73,11 @@ def classifier_task(config: Config, dropout: float) -> Task:
     return Task(
         name=f"classify {dropout:.2f}",
         model=model,
-        samples=ClassifierSamples(index, section.augment, model.mean, model.std, config.seed),
+        samples=ClassifierSamples(index, section.augment, model.mean, model.std, seed),
         selection=index.select(lambda key: key not in kept_out),
         optim=section.optim,
         augment=section.augment,
+        seed=seed,
         parameters=parameters,
         counts=lambda batch: [len(batch.image)],
         sums=classifier_sums,
@@ -117,6 +120,7 @@ def segmenter_task(config: Config) -> Task:
         selection=selection,
         optim=section.optim,
         augment=section.augment,
+        seed=config.seed,
         # what was held out, not what was asked for: masks that came or went make it another run
         parameters={"seed": config.seed, "train": {**section.parameters(), "holdout": holdout}, "inputs": inputs},
         counts=terms.counts,
