@@ -6,13 +6,15 @@ Strict pydantic models, one file per kind of section; every default is METHOD's 
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from distwsss.config.data import DataSection, PrepareSection
 from distwsss.config.hardware import HardwareSection, PathsSection
 from distwsss.config.networks import FROM_FILE
 from distwsss.config.section import Section
-from distwsss.config.stages import ClassifySection, EvaluateSection, ReportSection, SeedsSection, TrainSection
+from distwsss.config.stages import MEANS, ClassifySection, EvaluateSection, ReportSection, SeedsSection, TrainSection
 
 
 class Config(Section):
@@ -36,8 +38,23 @@ class Config(Section):
         """All candidate seeds in order, p outermost: `0.05-1.00`, `0.05-1.20`, ..."""
         return [f"{p:.2f}-{scale:.2f}" for p in self.classify.dropouts for scale in self.seeds.scales]
 
+    def map_names(self) -> list[str]:
+        """All label maps of a seed shard in order: the seeds, then those of all of them together."""
+        return [*self.seed_names(), *MEANS]
+
     def voting_seeds(self) -> list[str]:
-        return self.seeds.vote_on or self.seed_names()
+        """Those that vote; with `vote_on: selected` those that may."""
+        return self.seed_names() if self.seeds.vote_on in (None, "selected") else list(self.seeds.vote_on)
+
+    def vote_keys(self) -> dict[str, Any]:
+        """What a vote over given seeds depends on."""
+        selected = self.seeds.vote_on == "selected"
+        return {
+            "label": self.seeds.label,
+            "vote_on": "selected" if selected else self.voting_seeds(),
+            "threshold": self.vote_threshold(),
+            "ties": self.seeds.ties,
+        }
 
     def resolved_seeds(self) -> SeedsSection:
         """The `seeds` section with the stride that its null means."""
@@ -46,9 +63,10 @@ class Config(Section):
         stride = self.seeds.output_stride or (16 if coarse else None)
         return self.seeds.model_copy(update={"output_stride": stride})
 
-    def vote_threshold(self) -> int:
-        """t of the pseudo-label shards."""
-        return self.seeds.threshold or len(self.voting_seeds())
+    def vote_threshold(self) -> int | None:
+        """t of the pseudo-label shards; None: as many as will be selected."""
+        unknown = self.seeds.vote_on == "selected" and self.seeds.threshold is None
+        return None if unknown else self.seeds.threshold or len(self.voting_seeds())
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -72,9 +90,9 @@ class Config(Section):
     def _vote_faults(self) -> list[str]:
         names, voters = self.seed_names(), self.voting_seeds()
         faults = []
-        for name in dict.fromkeys(self.seeds.vote_on or []):
+        for name in dict.fromkeys(self.seeds.vote_on if isinstance(self.seeds.vote_on, list) else []):
             if name not in names:
-                faults.append(f"seeds.vote_on: found {name!r}; allowed: {', '.join(names)}")
+                faults.append(f"seeds.vote_on: found {name!r}; allowed: {', '.join(names)}, or `selected` alone")
             elif voters.count(name) > 1:
                 faults.append(f"seeds.vote_on: found {name!r} {voters.count(name)} times; allowed: each once")
         for key, t in (("seeds.threshold", self.seeds.threshold), ("train.vote_threshold", self.train.vote_threshold)):
@@ -85,7 +103,7 @@ class Config(Section):
 
     def _later_faults(self) -> list[str]:
         """What a stage would find only after those before it have run."""
-        train, names, faults = self.train, self.seed_names(), []
+        train, names, faults = self.train, self.map_names(), []
         if train.labels.startswith("seed:"):
             if train.labels[5:] not in names:
                 faults.append(f"train.labels: found seed {train.labels[5:]!r}; allowed: {', '.join(names)}")

@@ -34,8 +34,8 @@ class ClassifySection(Section):
     )
     streams: Literal["own", "shared"] = Field(
         "own",
-        description="sample order, augmentation and dropout of each p: random streams of its own, so that the seeds err "
-        "differently, or the same ones for all, whose dropped channels are then nested",
+        description="random streams of sample order, augmentation and dropout: each p's own, so that seeds err "
+        "differently, or shared by all (the channels dropped at a low p are then dropped at every higher one)",
     )
     holdout: Probability = Field(
         0.1,
@@ -54,6 +54,10 @@ class ClassifySection(Section):
                 "backbone resnet38"
             )
         return self
+
+
+# the label maps of all (p, scale) together, which a seed shard holds after the seeds
+MEANS = ("mean_cam", "mean_marginals")
 
 
 class SeedsSection(Section):
@@ -80,8 +84,23 @@ class SeedsSection(Section):
         "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"
     )
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
-    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; null: all")
+    label: Literal["vote", "mean_cam", "mean_marginals"] = Field(
+        "mean_cam",
+        description="a pixel's label: vote: the class of most seeds there (the paper); mean_cam: that of one CRF on the "
+        "mean of all normalised CAMs; mean_marginals: of the mean of all CRF marginals. Its votes are the seeds that "
+        "agree with it",
+    )
+    vote_on: Annotated[list[str] | Literal["selected"] | None, Allowed("list of seeds, selected, or null")] = Field(
+        None,
+        description="names of the seeds that vote, in order; null: all; selected: the paper's rule, those that are the "
+        "best of at least one class on the train masks (of `data.tuning_ids`, where some are named)",
+    )
     threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; null: all must agree")
+    ties: Literal["scores", "first"] = Field(
+        "scores",
+        description="of classes with equally many votes: scores: the one with the larger sum of its seeds' CRF "
+        "marginals; first: that of the first seed",
+    )
     threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
     keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
 

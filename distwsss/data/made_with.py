@@ -52,19 +52,16 @@ def seed_parameters(config: Config, images: ShardIndex, classifiers: dict[str, A
 
 def seed_keys(config: Config) -> dict[str, Any]:
     """What of it the configuration says."""
-    section = {k: v for k, v in config.resolved_seeds().parameters().items() if k not in ("vote_on", "threshold")}
+    section = {k: v for k, v in config.resolved_seeds().parameters().items() if k not in config.vote_keys()}
     # the list too: digests of classifiers are written in the order of their keys, but s0.png, s1.png, ... follow it
     return {"seeds": section, "dropouts": config.classify.dropouts}
 
 
-def vote_parameters(config: Config, seeds: dict[str, Any]) -> dict[str, Any]:
-    """What the fingerprint of the pseudo-label shards covers, of seeds with the parameters `seeds`."""
-    return {**vote_keys(config), "inputs": {"seeds": fingerprint(seeds)}}
-
-
-def vote_keys(config: Config) -> dict[str, Any]:
-    """What of it the configuration says."""
-    return {"vote_on": config.voting_seeds(), "threshold": config.vote_threshold()}
+def vote_parameters(config: Config, seeds: dict[str, Any], selected: Any = None) -> dict[str, Any]:
+    """What the fingerprint of the pseudo-label shards covers, of seeds with the parameters `seeds`. `selected`: what
+    `seeds.select` found, for `vote_on: selected`."""
+    inputs = {"seeds": fingerprint(seeds), **({"selected": selected} if selected else {})}
+    return {**config.vote_keys(), "inputs": inputs}
 
 
 def check_seeds(config: Config, images: ShardIndex, found: dict[str, Any], what: str) -> None:
@@ -81,8 +78,9 @@ def check_vote(config: Config, images: ShardIndex, pseudo: ShardIndex) -> None:
     kept)."""
     what, made_of = f"the vote ({pseudo.folder})", pseudo.extra.get("seed_parameters", {})
     check_seeds(config, images, made_of, what)
-    wanted = vote_parameters(config, made_of)
-    _compare(pseudo.parameters, wanted if made_of else {**wanted, "inputs": pseudo.parameters.get("inputs")}, what)
+    inputs = pseudo.parameters.get("inputs", {})
+    wanted = vote_parameters(config, made_of, inputs.get("selected"))
+    _compare(pseudo.parameters, wanted if made_of else {**wanted, "inputs": inputs}, what)
 
 
 def check_segmenter(config: Config, checkpoint: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from distwsss.config import Config
+from distwsss.config.stages import MEANS
 from distwsss.data.images import IGNORE, decode_mask, resize_labels
 from distwsss.data.made_with import check_images, check_seeds, check_vote
-from distwsss.data.shards.format import INDEX, key_from_name
+from distwsss.data.scoring import tuning_keys
+from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.data.sources.listing import plain_name, stem_of
-from distwsss.errors import DataError, report_problems
 from distwsss.evaluate.scores import or_none, percent, print_table
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.miou import ConfusionMatrix
@@ -178,7 +178,7 @@ def _describe(images: ShardIndex, names: list[str], voters: list[str], counts: C
         "split": images.parameters.get("split"),
         "classes": list(images.classes),
         "vote_on": voters,
-        "selected": select_seeds(known),
+        "selected": select_seeds({name: iou for name, iou in known.items() if name not in MEANS}),
         "seeds": seeds,
         "aggregate": _scores(counts.votes.sum(axis=0)),
         "thresholds": [_threshold(counts.votes, t) for t in range(1, len(voters) + 1)],
@@ -193,16 +193,6 @@ def stats(config: Config) -> Quality | None:
     else:
         print_quality(quality)
     return quality
-
-
-def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
-    """The shard keys of `data.tuning_ids`, ids with or without suffix. Raises DataError for ids not in `index`."""
-    known = set(index.all().keys())
-    keys = {name: key_from_name(stem_of(plain_name(name))) for name in config.data.tuning_ids}
-    problems = [f"{name!r} is not the id of an image there" for name, key in keys.items() if key not in known]
-    if problems:
-        raise DataError(report_problems(f"`data.tuning_ids`: not all in {index.folder}; correct them", problems))
-    return set(keys.values())
 
 
 def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str] | None = None) -> Quality | None:
@@ -241,7 +231,7 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     quality = {
         **_describe(images, names, list(pseudo.extra["seeds"]), counts),
         "images": len(chosen),
-        "threshold": pseudo.parameters["threshold"],
+        "threshold": pseudo.extra.get("t", pseudo.parameters["threshold"]),
         "notes": _notes(config, images, len(chosen), len(images)),
         "parameters": parameters,
     }

@@ -27,7 +27,7 @@ from distwsss.runtime.memory import available_memory
 from distwsss.runtime.storage import Remote
 
 JPEG_BYTES = 0.4  # of a photograph, per pixel: those of cameras and data sets have 0.2 to 0.5
-MAP_BYTES = 8_000  # of one seed's palette PNG and its gray map
+MAP_BYTES = 16_000  # of one seed's palette PNG and its marginals
 PROCESS_GB = 0.6  # a worker process with torch, before it holds a photograph
 CRF_BYTES = 30  # per pixel, seed and class: 12 megapixels took 7 GB with 8 seeds of two or three classes
 FORWARD_BYTES = 280  # per pixel of a forward: `lite` at stride 16 (2 megapixels at scale 1.25 took 1.0 GB)
@@ -167,7 +167,7 @@ def _existing(folder: Path) -> Path:
 def _shard_bytes(config: Config, stages: Collection[str], data: DataFacts) -> float:
     photograph = stored_pixels(config, data) * 1e6 * JPEG_BYTES
     images = (data.photographs + data.scored) * photograph if "prepare" in stages else 0.0
-    maps = MAP_BYTES * (len(config.seed_names()) + 3)
+    maps = MAP_BYTES * (len(config.map_names()) + 2)
     return images + (data.photographs * (photograph + maps) if "seeds" in stages else 0.0)
 
 
@@ -212,7 +212,7 @@ def _seeds_gb(config: Config, data: DataFacts, pixels: float) -> float:
     shards = -(-data.photographs // config.prepare.shard_size)
     workers = max(1, min(config.hardware.workers, cores(), shards))
     classes = 1 + max(1.0, data.tags_each)
-    return workers * (PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * classes / 1e9)
+    return workers * (PROCESS_GB + pixels * CRF_BYTES * (len(config.seed_names()) + 1) * classes / 1e9)
 
 
 def _evaluate_gb(config: Config, data: DataFacts, pixels: float) -> float:

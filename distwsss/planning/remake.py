@@ -11,7 +11,7 @@ from typing import Any
 
 from distwsss.config import Config
 from distwsss.data.changes import MASKS
-from distwsss.data.made_with import classifier_section, seed_keys, vote_keys
+from distwsss.data.made_with import classifier_section, seed_keys
 from distwsss.data.prepare import changed_splits
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import load_index
@@ -41,7 +41,7 @@ def remake_lines(config: Config, warm_start: bool) -> dict[str, str]:
     images = "" if complete and all(line.startswith(MASKS) for line in changed.get("train", [])) else IMAGES
     classify = _classify(config, images)
     seeds = _seeds(config, images or (classify and "classifiers"))
-    vote = _why(_index(pseudo_dir(config)), vote_keys(config), seeds and "seeds")
+    vote = _why(_index(pseudo_dir(config)), config.vote_keys(), seeds and "seeds")
     masks = "masks" if "train" in changed else ""
     train = _train(config, {"vote": vote and "pseudo-labels", "truth": images or masks}, seeds and "seeds")
     lines = {

@@ -141,7 +141,7 @@ def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     # 2: the flip; a CAM worker has `threads` threads
     forward = forward_seconds(config, machine, config.classify.backbone, section.output_stride)
     cams = 2 * base * views * len(config.classify.dropouts) * forward
-    crf = crf_seconds(megapixels, seeds, data.tags_each) * config.seeds.crf.iterations / 10
+    crf = crf_seconds(megapixels, seeds + 1, data.tags_each) * config.seeds.crf.iterations / 10
     processes = _processes(config, machine, shards)
     if _rate(config, machine) is None:
         return data.photographs * (cams + crf) / processes
@@ -149,7 +149,7 @@ def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 
 def _stats(config: Config, data: DataFacts, machine: MachineFacts) -> float:
-    return data.masks * data.pixels / 1e6 * COMPARE * (len(config.seed_names()) + 2)
+    return data.masks * data.pixels / 1e6 * COMPARE * (len(config.map_names()) + 2)
 
 
 def _train(config: Config, data: DataFacts, machine: MachineFacts) -> float:

@@ -8,10 +8,10 @@
                                       of classifiers scores.npy average_precision.json;
                                       while one is remade, old/: the one before;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
-      seeds/                          quality.json labels.json quarantine.jsonl ray.json
+      seeds/                          quality.json labels.json selected.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
-    shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/
+    shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/VOTE/
 
 Relative paths of the configuration are relative to the folder where the command was started; what is returned is
 absolute, so that a message shows where was looked. A *role* (train, val) is what a split is for; its *split* is the
@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 
 from distwsss.config import Config
 from distwsss.errors import ConfigError, report_problems
+from distwsss.runtime.artifacts import fingerprint
 from distwsss.runtime.storage import Folder, Scratch, folder_at
 
 Role: TypeAlias = Literal["train", "val"]
@@ -161,6 +162,11 @@ def labels_file(config: Config) -> Path:
     return run_dir(config) / "seeds" / "labels.json"
 
 
+def selected_file(config: Config) -> Path:
+    """Which seeds `vote_on: selected` took, and by which masks."""
+    return run_dir(config) / "seeds" / "selected.json"
+
+
 def ray_file(config: Config) -> Path:
     """Which nodes of a Ray cluster made the seeds."""
     return run_dir(config) / "seeds" / "ray.json"
@@ -202,7 +208,11 @@ def seeds_dir(config: Config) -> Folder:
 
 
 def pseudo_dir(config: Config) -> Folder:
-    return shard_dir(config) / "pseudo"
+    """Pseudo-label shards of the configuration's vote; those of other votes over the same seeds lie beside it."""
+    keys = config.vote_keys()
+    voters = keys["vote_on"] if keys["vote_on"] == "selected" else f"{len(keys['vote_on'])}seeds"
+    name = f"{keys['label']}-{voters}-t{keys['threshold'] or 'all'}-{fingerprint(keys)[:8]}"
+    return shard_dir(config) / "pseudo" / name
 
 
 def check_absolute_roots(config: Config) -> None:

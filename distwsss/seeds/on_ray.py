@@ -13,7 +13,8 @@ from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.layout import check_absolute_roots, ray_file
 from distwsss.runtime.progress import log
 from distwsss.runtime.ray_schedule import Wanted, schedule
-from distwsss.seeds.chunk import SeedResult, SeedTask, cam_shard, seed_shard
+from distwsss.seeds.cams import cam_shard
+from distwsss.seeds.chunk import SeedResult, SeedTask, seed_shard
 from distwsss.seeds.progress import SeedProgress
 
 

@@ -18,10 +18,10 @@ INDEX = "index.json"
 INDEX_DIGEST = "index.json.sha256"
 MAX_KEY = 200
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
-FIELD = re.compile(r"jpg|json|(truth|label|votes|clean|s(0|[1-9][0-9]{0,3}))\.png")
-FIELDS = "jpg, json, truth.png, label.png, votes.png, clean.png, s0.png, s1.png, ..."
+FIELD = re.compile(r"jpg|json|(truth|label|votes|clean|[sm](0|[1-9][0-9]{0,3}))\.png")
+FIELDS = "jpg, json, truth.png, label.png, votes.png, clean.png, s0.png, s1.png, ..., m0.png, m1.png, ..."
 
-# Per kind: the fields every sample has. Seed shards hold s0.png .. s{m-1}.png, m from the index.
+# Per kind: the fields every sample has. Seed shards hold s0.png .. s{m-1}.png, m from the index, and m0.png .. alike.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "images": ("jpg", "json"),
     "seeds": ("s0.png",),
