@@ -14,7 +14,15 @@ from distwsss.config.data import DataSection, PrepareSection
 from distwsss.config.hardware import HardwareSection, PathsSection
 from distwsss.config.networks import FROM_FILE
 from distwsss.config.section import Section
-from distwsss.config.stages import MEANS, ClassifySection, EvaluateSection, ReportSection, SeedsSection, TrainSection
+from distwsss.config.stages import (
+    MEANS,
+    SELECTED,
+    ClassifySection,
+    EvaluateSection,
+    ReportSection,
+    SeedsSection,
+    TrainSection,
+)
 
 
 class Config(Section):
@@ -44,14 +52,13 @@ class Config(Section):
 
     def voting_seeds(self) -> list[str]:
         """Those that vote; with `vote_on: selected` those that may."""
-        return self.seed_names() if self.seeds.vote_on in (None, "selected") else list(self.seeds.vote_on)
+        return self.seed_names() if self.seeds.vote_on in (None, SELECTED) else list(self.seeds.vote_on or [])
 
     def vote_keys(self) -> dict[str, Any]:
         """What a vote over given seeds depends on."""
-        selected = self.seeds.vote_on == "selected"
         return {
             "label": self.seeds.label,
-            "vote_on": "selected" if selected else self.voting_seeds(),
+            "vote_on": SELECTED if self.seeds.vote_on == SELECTED else self.voting_seeds(),
             "threshold": self.vote_threshold(),
             "ties": self.seeds.ties,
         }
@@ -65,7 +72,7 @@ class Config(Section):
 
     def vote_threshold(self) -> int | None:
         """t of the pseudo-label shards; None: as many as will be selected."""
-        unknown = self.seeds.vote_on == "selected" and self.seeds.threshold is None
+        unknown = self.seeds.vote_on == SELECTED and self.seeds.threshold is None
         return None if unknown else self.seeds.threshold or len(self.voting_seeds())
 
     @model_validator(mode="after")
@@ -90,7 +97,7 @@ class Config(Section):
     def _vote_faults(self) -> list[str]:
         names, voters = self.seed_names(), self.voting_seeds()
         faults = []
-        for name in dict.fromkeys(self.seeds.vote_on if isinstance(self.seeds.vote_on, list) else []):
+        for name in dict.fromkeys([] if self.seeds.vote_on == SELECTED else self.seeds.vote_on or []):
             if name not in names:
                 faults.append(f"seeds.vote_on: found {name!r}; allowed: {', '.join(names)}, or `selected` alone")
             elif voters.count(name) > 1:

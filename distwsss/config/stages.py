@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distwsss.config.crf import CRF_PARAMS, NamedCRF
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
@@ -58,6 +58,10 @@ class ClassifySection(Section):
 
 # the label maps of all (p, scale) together, which a seed shard holds after the seeds
 MEANS = ("mean_cam", "mean_marginals")
+SELECTED = ["selected"]
+Voters = Annotated[
+    list[str], BeforeValidator(lambda value: SELECTED if value == "selected" else value), Allowed("list of texts")
+]
 
 
 class SeedsSection(Section):
@@ -86,11 +90,11 @@ class SeedsSection(Section):
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
     label: Literal["vote", "mean_cam", "mean_marginals"] = Field(
         "mean_cam",
-        description="a pixel's label: vote: the class of most seeds there (the paper); mean_cam: that of one CRF on the "
+        description="of a pixel: vote: the class of most seeds there (the paper); mean_cam: that of one CRF on the "
         "mean of all normalised CAMs; mean_marginals: of the mean of all CRF marginals. Its votes are the seeds that "
         "agree with it",
     )
-    vote_on: Annotated[list[str] | Literal["selected"] | None, Allowed("list of seeds, selected, or null")] = Field(
+    vote_on: Voters | None = Field(
         None,
         description="names of the seeds that vote, in order; null: all; selected: the paper's rule, those that are the "
         "best of at least one class on the train masks (of `data.tuning_ids`, where some are named)",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from distwsss.config import Config
+from distwsss.config.stages import SELECTED
 from distwsss.errors import ConfigError, report_problems
 from distwsss.runtime.artifacts import fingerprint
 from distwsss.runtime.storage import Folder, Scratch, folder_at
@@ -210,7 +211,7 @@ def seeds_dir(config: Config) -> Folder:
 def pseudo_dir(config: Config) -> Folder:
     """Pseudo-label shards of the configuration's vote; those of other votes over the same seeds lie beside it."""
     keys = config.vote_keys()
-    voters = keys["vote_on"] if keys["vote_on"] == "selected" else f"{len(keys['vote_on'])}seeds"
+    voters = "selected" if keys["vote_on"] == SELECTED else f"{len(keys['vote_on'])}seeds"
     name = f"{keys['label']}-{voters}-t{keys['threshold'] or 'all'}-{fingerprint(keys)[:8]}"
     return shard_dir(config) / "pseudo" / name
 

@@ -85,12 +85,12 @@ def checked_index(folder: Folder, kind: str, shard: int) -> ShardIndex:
 @contextmanager
 def fixed_threads(count: int) -> Iterator[None]:
     """A fixed number of intra-op threads: their number changes float sums, hence bytes."""
-    before = torch.get_numfixed_threads()
-    torch.set_numfixed_threads(count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_numfixed_threads(before)
+        torch.set_num_threads(before)
 
 
 def cam_shard(task: CamTask) -> CamResult:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distwsss.config import Config
+from distwsss.config.stages import SELECTED
 from distwsss.data.made_with import check_classifier, check_images, seed_parameters, vote_parameters
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
@@ -85,7 +86,7 @@ def plan_seeds(config: Config) -> SeedsPlan:
     digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
     weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
     seeds = seed_parameters(config, images, weights)
-    known = None if config.seeds.vote_on == "selected" else vote_task(config, config.voting_seeds())
+    known = None if config.seeds.vote_on == SELECTED else vote_task(config, config.voting_seeds())
     return SeedsPlan(
         config,
         images,
