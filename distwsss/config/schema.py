@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from distwsss.config.data import DataSection, PrepareSection
 from distwsss.config.hardware import HardwareSection, PathsSection
 from distwsss.config.networks import FROM_FILE
+from distwsss.config.saliency import SaliencySection
 from distwsss.config.section import Section
 from distwsss.config.stages import (
     MEANS,
@@ -36,6 +37,7 @@ class Config(Section):
     hardware: HardwareSection = HardwareSection()
     data: DataSection
     prepare: PrepareSection = PrepareSection()
+    saliency: SaliencySection = SaliencySection()
     classify: ClassifySection = ClassifySection()
     seeds: SeedsSection = SeedsSection()
     train: TrainSection = TrainSection()
@@ -75,10 +77,24 @@ class Config(Section):
         unknown = self.seeds.vote_on == SELECTED and self.seeds.threshold is None
         return None if unknown else self.seeds.threshold or len(self.voting_seeds())
 
+    def saliency_users(self) -> list[str]:
+        """The keys that make use of saliency maps."""
+        used = {
+            "classify.saliency": self.classify.saliency is not None,
+            "seeds.saliency_unary": self.seeds.saliency_unary,
+            "seeds.saliency_voter": self.seeds.saliency_voter,
+        }
+        return [key for key, on in used.items() if on]
+
+    def cue(self) -> str:
+        """What the pseudo-labels are made of, as every report says: `tags`, or `tags + saliency (u2netp)`, whose
+        network was trained with masks."""
+        return f"tags + saliency ({self.saliency.name})" if self.saliency_users() else "tags"
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         """Raises ValueError with a line `key: problem` for everything in which two sections do not fit."""
-        faults = [*self._seed_faults(), *self._vote_faults(), *self._later_faults()]
+        faults = [*self._seed_faults(), *self._vote_faults(), *self._saliency_faults(), *self._later_faults()]
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -107,6 +123,15 @@ class Config(Section):
                 voting = "1 seed votes" if len(voters) == 1 else f"{len(voters)} seeds vote"
                 faults.append(f"{key}: found {t}, but only {voting}; allowed: 1..{len(voters)}")
         return faults
+
+    def _saliency_faults(self) -> list[str]:
+        if self.saliency.name is not None:
+            return []
+        return [
+            f"{key}: is set, but saliency.model and saliency.folder are null, so that there are no maps; allowed: with "
+            "one of them, such as saliency.model: u2netp (docs/saliency.md)"
+            for key in self.saliency_users()
+        ]
 
     def _later_faults(self) -> list[str]:
         """What a stage would find only after those before it have run."""

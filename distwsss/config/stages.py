@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distwsss.config.crf import CRF_PARAMS, NamedCRF
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
+from distwsss.config.saliency import SaliencyLossSection
 from distwsss.config.section import LATER, NEUTRAL, Allowed, Duration, Positive, Probability, Section
 from distwsss.config.training import AugmentSection, OptimSection
 
@@ -16,6 +17,7 @@ RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1
 # at the full rate the backbone learns some dozen photographs by heart in 20 steps, and its CAMs spread over what stands
 # around the objects (benchmarks/README.md, Own pictures)
 CLASSIFIER: dict[str, Any] = {**RECIPE, "backbone_multiplier": 0.1}
+SALIENCY_LOSS = Allowed("null, {} or a mapping of overlap (0.4), blend (0.5) and weight (1.0)")
 
 
 class ClassifySection(Section):
@@ -41,6 +43,11 @@ class ClassifySection(Section):
         0.1,
         description="share of the train ids kept out of the classifiers' training, for their average precision; from "
         "100 photographs on (they get seeds all the same)",
+    )
+    saliency: Annotated[SaliencyLossSection | None, SALIENCY_LOSS] = Field(
+        None,
+        description="EPS's objective: a background channel, and the maps learn saliency too; null: tags only",
+        json_schema_extra=LATER,
     )
     backbone: BackboneSection = BackboneSection(name="lite_full", output_stride=32)
     augment: AugmentSection = AugmentSection(crop=240, resize=[224, 400], resize_by="longest_side")
@@ -88,6 +95,17 @@ class SeedsSection(Section):
         "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"
     )
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
+    saliency_unary: bool = Field(
+        False,
+        description="background and foreground shares of the CRF's distribution are the saliency map's",
+        json_schema_extra=LATER,
+    )
+    saliency_voter: bool = Field(
+        False,
+        description="one more seed: the tagged class of the highest CAM where the saliency map is above 0.5, "
+        "background elsewhere",
+        json_schema_extra=LATER,
+    )
     label: Literal["vote", "mean_cam", "mean_marginals"] = Field(
         "mean_cam",
         description="of a pixel: vote: the class of most seeds there (the paper); mean_cam: that of one CRF on the "

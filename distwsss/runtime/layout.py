@@ -11,7 +11,7 @@
       seeds/                          quality.json labels.json selected.json quarantine.jsonl ray.json
       evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
-    shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/VOTE/
+    shards/NAME/ (`paths.shards`)     images/train/ images/val/ saliency/MODEL/ seeds/ pseudo/VOTE/
 
 Relative paths of the configuration are relative to the folder where the command was started; what is returned is
 absolute, so that a message shows where was looked. A *role* (train, val) is what a split is for; its *split* is the
@@ -202,6 +202,17 @@ def shard_dir(config: Config) -> Folder:
 def images_dir(config: Config, role: Role) -> Folder:
     """Image shards of the train or the val split."""
     return shard_dir(config) / "images" / role
+
+
+def saliency_dir(config: Config) -> Folder:
+    """Saliency maps of the train split, of the network or folder that the configuration names."""
+    name = config.saliency.name
+    if name is None:
+        raise ConfigError(
+            "`saliency`: found neither `model` nor `folder`; allowed: one of them, such as saliency.model=u2netp "
+            "(docs/saliency.md)"
+        )
+    return shard_dir(config) / "saliency" / name
 
 
 def seeds_dir(config: Config) -> Folder:
