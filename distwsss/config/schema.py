@@ -46,6 +46,10 @@ class Config(Section):
         stride = self.seeds.output_stride or (16 if coarse else None)
         return self.seeds.model_copy(update={"output_stride": stride})
 
+    def segmenter_seed(self) -> int:
+        """Of the random numbers of the segmenter's training."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def vote_threshold(self) -> int:
         """t of the pseudo-label shards."""
         return self.seeds.threshold or len(self.voting_seeds())
