@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from distwsss.config import Config, load_config
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.images import decode_image
-from distwsss.data.scoring import tuning_keys
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.inference.postprocess import bounded_pool

@@ -72,6 +72,10 @@ class Config(Section):
         stride = self.seeds.output_stride or (16 if coarse else None)
         return self.seeds.model_copy(update={"output_stride": stride})
 
+    def segmenter_seed(self) -> int:
+        """Of the random numbers of the segmenter's training."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def vote_threshold(self) -> int | None:
         """t of the pseudo-label shards; None: as many as will be selected."""
         unknown = self.seeds.vote_on == SELECTED and self.seeds.threshold is None

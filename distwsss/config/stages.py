@@ -174,6 +174,13 @@ class TrainSection(Section):
     vote_threshold: int | None = Field(
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of the segmenter's random numbers alone, so that several are trained on the same labels; null: "
+        "the configuration's `seed`",
+        json_schema_extra=NEUTRAL,  # the one that applies is what the run's parameters hold
+    )
     holdout: Probability = Field(
         0.2, description="share of the train ids kept out of training, for BEST and tuning; none without masks"
     )

@@ -87,5 +87,5 @@ def check_segmenter(config: Config, checkpoint: Path) -> None:
     """A checkpoint of the run's segmenter against `train`; what was held out follows from the masks, not from it."""
     found = _record(checkpoint / TRAINER).get("parameters", {})
     found = {**found, "train": {**found.get("train", {}), "holdout": None}} if found else {}
-    wanted = {"seed": config.seed, "train": {**config.train.parameters(), "holdout": None}}
+    wanted = {"seed": config.segmenter_seed(), "train": {**config.train.parameters(), "holdout": None}}
     _compare(found, wanted, f"train ({checkpoint})")

@@ -113,7 +113,7 @@ def _seeds(config: Config, read: str) -> str:
 
 
 def _train(config: Config, read: dict[str, str], seeds: str) -> str:
-    own = {"seed": config.seed, "train": config.train.parameters()}
+    own = {"seed": config.segmenter_seed(), "train": config.train.parameters()}
     return _why(recorded(segmenter_dir(config)), own, read.get(config.train.labels, seeds))
 
 

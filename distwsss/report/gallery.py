@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from distwsss.config.schema import Config
 from distwsss.config.stages import MEANS
 from distwsss.data.images import IGNORE, decode_clean, decode_image, decode_mask
+from distwsss.data.scoring import own_threshold
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import read_fields, read_json_field, read_truth
 from distwsss.inference.segmenter import Segmenter
@@ -75,7 +76,7 @@ def _vote_tiles(index: ShardIndex, place: tuple[int, int], config: Config) -> li
     votes = decode_mask(fields["votes.png"], f"{where}.votes.png")
     t = config.train.vote_threshold
     if t is None:
-        t = index.extra.get("t", index.parameters["threshold"])
+        t = own_threshold(index)
         clean = decode_clean(fields["clean.png"], f"{where}.clean.png")
     else:
         clean = (votes >= t) & (labels != IGNORE)

@@ -150,7 +150,7 @@ def _made_by(config: Config) -> str:
         "label of a pixel": f"{seeds.label}; votes of {_voters(config)}; clean: votes >= {t}",
         "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}, "
         f"temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
-        "seed of the random numbers": str(config.seed),
+        "seed of the random numbers": f"{config.seed}; of the segmenter's {config.segmenter_seed()}",
     }
     parts = [page.pairs(facts)]
     command, environment = files["command"], _json(files["environment"])

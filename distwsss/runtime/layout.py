@@ -8,8 +8,9 @@
                                       of classifiers scores.npy average_precision.json;
                                       while one is remade, old/: the one before;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
-      seeds/                          quality.json labels.json selected.json quarantine.jsonl ray.json
-      evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
+      seeds/                          quality.json quality.counts.npz labels.json selected.json quarantine.jsonl
+                                      ray.json
+      evaluate/                       val.json val.counts.npz train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
     shards/NAME/ (`paths.shards`)     images/train/ images/val/ saliency/MODEL/ seeds/ pseudo/VOTE/
 
@@ -180,6 +181,11 @@ def evaluate_dir(config: Config) -> Path:
 def evaluation_file(config: Config, name: str) -> Path:
     """The scores of a checkpoint on a split: `val`, `train`, or a name that tells data and checkpoint."""
     return evaluate_dir(config) / f"{name}.json"
+
+
+def counts_file(record: Path) -> Path:
+    """Counts of each image beside a record of scores."""
+    return record.with_suffix(".counts.npz")
 
 
 def other_images_dir(config: Config, split: str, digest: str) -> Path:

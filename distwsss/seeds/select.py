@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from distwsss.data.scoring import seed_matrices, tuning_keys
+from distwsss.data.holdout import tuning_keys
+from distwsss.data.scoring import add_counts, count_tasks, shard_counts
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import load_index
+from distwsss.maths.miou import class_counts, iou_of
 from distwsss.maths.select import select_seeds
 from distwsss.runtime.artifacts import fingerprint, read_json, write_json
 from distwsss.runtime.layout import seeds_dir, selected_file
+from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log
 from distwsss.seeds.plan import SeedsPlan
 
@@ -36,8 +39,10 @@ def select_voters(plan: SeedsPlan) -> SeedsPlan:
     names = config.seed_names()
     if ids:
         seeds = load_index(seeds_dir(config), "seeds")
-        found = seed_matrices(plan.images, seeds, set(ids), config.hardware.workers)
-        names = select_seeds({name: list(found[name].iou()) for name in names})
+        tasks = count_tasks(plan.images, None, seeds, set(ids))
+        counts = add_counts([found for _, found in spread(shard_counts, tasks, config.hardware.workers)])
+        iou = iou_of(class_counts(counts.seeds))
+        names = select_seeds({name: list(iou[number]) for number, name in enumerate(names)})
         source = "data.tuning_ids" if config.data.tuning_ids else "all that have one"
         log.info(f"vote: {', '.join(names)} vote, selected by the masks of {len(ids)} photographs ({source})")
     else:

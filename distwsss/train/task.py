@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.data.made_with import check_images, check_seeds, check_vote, classifier_section
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import Selection, ShardIndex, load_index
@@ -30,7 +31,6 @@ from distwsss.models.weights.network import weights_origin, weights_read
 from distwsss.runtime.layout import images_dir, pseudo_dir, seeds_dir
 from distwsss.runtime.progress import log
 from distwsss.runtime.seeding import derive_seed
-from distwsss.train.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.train.terms import Parts, segmenter_terms
 
 
@@ -109,20 +109,24 @@ def segmenter_task(config: Config) -> Task:
     for index in (photos, seeds, images if held_out and photos is not images else None):
         if index is not None:
             verified(index)
-    torch.manual_seed(derive_seed(config.seed, "train"))
+    torch.manual_seed(derive_seed(config.segmenter_seed(), "train"))
     model = build_segmenter(section, photos.classes)
     model.longest_side = images.parameters.get("prepare", {}).get("longest_side")  # for whoever predicts with it
     terms = segmenter_terms(section, model)
     return Task(
         name="train",
         model=model,
-        samples=SegmenterSamples(photos, seeds, section, model.mean, model.std, config.seed),
+        samples=SegmenterSamples(photos, seeds, section, model.mean, model.std, config.segmenter_seed()),
         selection=selection,
         optim=section.optim,
         augment=section.augment,
-        seed=config.seed,
+        seed=config.segmenter_seed(),
         # what was held out, not what was asked for: masks that came or went make it another run
-        parameters={"seed": config.seed, "train": {**section.parameters(), "holdout": holdout}, "inputs": inputs},
+        parameters={
+            "seed": config.segmenter_seed(),
+            "train": {**section.parameters(), "holdout": holdout},
+            "inputs": inputs,
+        },
         counts=terms.counts,
         sums=terms.sums,
         weights=terms.weights,

@@ -11,9 +11,9 @@ from PIL import Image
 
 from distwsss.config.data import DataSection
 from distwsss.config.load import check_config
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.images import encode_palette
 from distwsss.data.prepare import prepare
-from distwsss.data.scoring import tuning_keys
 from distwsss.data.shards.index import load_index
 from distwsss.data.sources.datasets import DATASETS
 from distwsss.data.sources.listing import Listing, stem_of
