@@ -17,6 +17,7 @@ from distwsss.config.saliency import SaliencySection
 from distwsss.config.section import Section
 from distwsss.config.stages import (
     MEANS,
+    SALIENCY,
     SELECTED,
     ClassifySection,
     EvaluateSection,
@@ -49,12 +50,15 @@ class Config(Section):
         return [f"{p:.2f}-{scale:.2f}" for p in self.classify.dropouts for scale in self.seeds.scales]
 
     def map_names(self) -> list[str]:
-        """All label maps of a seed shard in order: the seeds, then those of all of them together."""
-        return [*self.seed_names(), *MEANS]
+        """All label maps of a seed shard in order: the seeds, those of all of them together, the saliency voter."""
+        return [*self.seed_names(), *MEANS, *([SALIENCY] if self.seeds.saliency_voter else [])]
+
+    def possible_voters(self) -> list[str]:
+        return [name for name in self.map_names() if name not in MEANS]
 
     def voting_seeds(self) -> list[str]:
         """Those that vote; with `vote_on: selected` those that may."""
-        return self.seed_names() if self.seeds.vote_on in (None, SELECTED) else list(self.seeds.vote_on or [])
+        return self.possible_voters() if self.seeds.vote_on in (None, SELECTED) else list(self.seeds.vote_on or [])
 
     def vote_keys(self) -> dict[str, Any]:
         """What a vote over given seeds depends on."""
@@ -115,7 +119,7 @@ class Config(Section):
         return faults
 
     def _vote_faults(self) -> list[str]:
-        names, voters = self.seed_names(), self.voting_seeds()
+        names, voters = self.possible_voters(), self.voting_seeds()
         faults = []
         for name in dict.fromkeys([] if self.seeds.vote_on == SELECTED else self.seeds.vote_on or []):
             if name not in names:

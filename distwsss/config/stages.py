@@ -65,6 +65,7 @@ class ClassifySection(Section):
 
 # the label maps of all (p, scale) together, which a seed shard holds after the seeds
 MEANS = ("mean_cam", "mean_marginals")
+SALIENCY = "saliency"  # the voter of `seeds.saliency_voter`, the last map
 SELECTED = ["selected"]
 Voters = Annotated[
     list[str], BeforeValidator(lambda value: SELECTED if value == "selected" else value), Allowed("list of texts")
@@ -125,6 +126,10 @@ class SeedsSection(Section):
     )
     threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
     keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
+
+    def uses_saliency(self) -> bool:
+        return self.saliency_unary or self.saliency_voter
+
 
 
 class TrainSection(Section):

@@ -43,7 +43,7 @@ def remake_lines(config: Config, warm_start: bool) -> dict[str, str]:
     complete = (images_dir(config, "train") / INDEX).is_file()
     images = "" if complete and all(line.startswith(MASKS) for line in changed.get("train", [])) else IMAGES
     maps = _saliency(config, images)
-    cue, of_seeds = (SALIENCY if maps else ""), config.seeds.saliency_unary or config.seeds.saliency_voter
+    cue, of_seeds = (SALIENCY if maps else ""), config.seeds.uses_saliency()
     classify = _classify(config, images or (cue if config.classify.saliency else ""))
     seeds = _seeds(config, images or (classify and "classifiers") or (cue if of_seeds else ""))
     vote = _why(_index(pseudo_dir(config)), config.vote_keys(), seeds and "seeds")

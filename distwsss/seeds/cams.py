@@ -67,7 +67,7 @@ def _classifier(folder: Path, device: str, output_stride: int | None) -> Classif
     return _load_classifier(folder, device, output_stride, (folder / WEIGHTS).stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _load_index(folder: Folder, kind: str, version: str) -> ShardIndex:
     return load_index(folder, kind)
 

@@ -9,10 +9,12 @@ publishes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from distwsss.config.stages import SeedsSection
-from distwsss.data.images import decode_image, encode_gray, encode_palette
+from distwsss.data.images import decode_image, decode_mask, encode_gray, encode_palette
+from distwsss.data.saliency import FIELD
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import iter_shard
@@ -33,14 +35,15 @@ from distwsss.seeds.cams import (
     labels_of,
     reason,
 )
-from distwsss.seeds.maps import LabelMaps, abstaining, refine_cams
+from distwsss.seeds.maps import LabelMaps, abstaining, map_count, refine_cams
 from distwsss.seeds.votes import VoteTask, vote_sample
 
 
 @dataclass(frozen=True)
 class SeedTask:
     """CRF, vote and both shards of one chunk. `vote`: None where who votes is not known before all seeds are made;
-    `quarantine`: the seeds of an image that cannot be refined abstain."""
+    `quarantine`: the seeds of an image that cannot be refined abstain; `saliency`: the maps' shards, where the seeds
+    make use of them."""
 
     images: Folder
     shard: int
@@ -48,6 +51,7 @@ class SeedTask:
     vote: VoteTask | None
     cams: tuple[CamTask, ...]
     quarantine: bool = False
+    saliency: Folder | None = None
 
 
 @dataclass
@@ -71,14 +75,14 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
     seed_samples, pseudo_samples, seen = [], [], []
     pace = Pace("crf")
     with fixed_threads(task.section.threads):
-        photos = iter_shard(index, task.shard, ["jpg", "json"])
-        for (key, photo), cams in zip(photos, zip(*(result.cams for result in found), strict=True), strict=True):
+        cams_of = zip(*(result.cams for result in found), strict=True)
+        for (key, photo), cams in zip(_photos(index, task), cams_of, strict=True):
             fault_point(f"crf:{key}")
             seen.append(_photo_digest(key, photo))
             maps = _image_maps(key, photo, list(cams), task.section)
             if isinstance(maps, str):
                 bad[name_from_key(key)] = maps
-                maps = abstaining(len(cams) + 2, *json.loads(photo["json"])["size"])
+                maps = abstaining(map_count(task.section, len(cams)), *json.loads(photo["json"])["size"])
             seed_samples.append((key, seed_sample(maps)))
             if task.vote is not None:
                 pseudo_samples.append((key, vote_sample(photo, maps, task.vote)))
@@ -90,6 +94,17 @@ def seed_shard(task: SeedTask, found: list[CamResult]) -> SeedResult:
     seeds = Packed(*shard_bytes(f"seeds-{task.shard:05d}.tar", seed_samples))
     pseudo = Packed(*shard_bytes(f"pseudo-{task.shard:05d}.tar", pseudo_samples)) if task.vote is not None else None
     return SeedResult(seeds, pseudo, sorted({result.device for result in found}), fingerprint(seen), bad)
+
+
+def _photos(index: ShardIndex, task: SeedTask) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The photographs of the shard with their labels and, where the seeds make use of them, saliency maps."""
+    photos = iter_shard(index, task.shard, ["jpg", "json"])
+    if task.saliency is None:
+        yield from photos
+        return
+    maps = iter_shard(checked_index(task.saliency, "saliency", task.shard), task.shard, [FIELD])
+    for (key, photo), (_, saliency) in zip(photos, maps, strict=True):
+        yield key, photo | saliency
 
 
 def seed_sample(maps: LabelMaps) -> dict[str, bytes]:
@@ -114,7 +129,9 @@ def _image_maps(key: str, photo: dict[str, bytes], cams: list[Cam], section: See
     if reasons:
         return reasons[0]
     try:
-        return refine_cams(decode_image(photo["jpg"], key), labels_of(photo), cams, section)  # type: ignore[arg-type]
+        saliency = decode_mask(photo[FIELD], f"{key}.{FIELD}") if FIELD in photo else None
+        image = decode_image(photo["jpg"], key)
+        return refine_cams(image, labels_of(photo), cams, section, saliency)  # type: ignore[arg-type]
     except Exception as error:
         return reason(error)
 

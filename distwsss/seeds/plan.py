@@ -12,6 +12,7 @@ from typing import Any
 from distwsss.config import Config
 from distwsss.config.stages import SELECTED
 from distwsss.data.made_with import check_classifier, check_images, seed_parameters, vote_parameters
+from distwsss.data.saliency import open_saliency
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.errors import CheckpointError
@@ -26,6 +27,7 @@ from distwsss.runtime.layout import (
     pseudo_dir,
     seeds_dir,
 )
+from distwsss.runtime.storage import Folder
 from distwsss.seeds.cams import CamTask
 from distwsss.seeds.chunk import SeedTask
 from distwsss.seeds.votes import VoteTask
@@ -43,6 +45,7 @@ class SeedsPlan:
     vote_task: VoteTask | None
     seeds: ShardStage
     vote: ShardStage
+    saliency: Folder | None = None
 
     def chunk(self, shard: int, quarantine: bool) -> SeedTask:
         """The work on one shard: its CAM tasks in the order of the seeds' names, p outermost."""
@@ -54,7 +57,7 @@ class SeedsPlan:
             for folder in self.classifiers
             for scale in section.scales
         )
-        return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine)
+        return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine, self.saliency)
 
 
     def with_voters(self, selected: dict[str, Any]) -> SeedsPlan:
@@ -85,7 +88,8 @@ def plan_seeds(config: Config) -> SeedsPlan:
         check_classifier(config, p)
     digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
     weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
-    seeds = seed_parameters(config, images, weights)
+    maps = open_saliency(config, images) if config.seeds.uses_saliency() else None
+    seeds = seed_parameters(config, images, weights, maps.fingerprint if maps else None)
     known = None if config.seeds.vote_on == SELECTED else vote_task(config, config.voting_seeds())
     return SeedsPlan(
         config,
@@ -94,6 +98,7 @@ def plan_seeds(config: Config) -> SeedsPlan:
         known,
         ShardStage("seeds", "seeds", seeds_dir(config), seeds),
         ShardStage("vote", "pseudo", pseudo_dir(config), vote_parameters(config, seeds)),
+        maps.folder if maps else None,
     )
 
 

@@ -36,13 +36,13 @@ def select_voters(plan: SeedsPlan) -> SeedsPlan:
     if plan.vote_task is not None:
         return plan
     config, ids = plan.config, _ids(plan)
-    names = config.seed_names()
+    names = config.possible_voters()
     if ids:
         seeds = load_index(seeds_dir(config), "seeds")
         tasks = count_tasks(plan.images, None, seeds, set(ids))
         counts = add_counts([found for _, found in spread(shard_counts, tasks, config.hardware.workers)])
-        iou = iou_of(class_counts(counts.seeds))
-        names = select_seeds({name: list(iou[number]) for number, name in enumerate(names)})
+        iou = dict(zip(config.map_names(), iou_of(class_counts(counts.seeds)), strict=True))
+        names = select_seeds({name: list(iou[name]) for name in names})
         source = "data.tuning_ids" if config.data.tuning_ids else "all that have one"
         log.info(f"vote: {', '.join(names)} vote, selected by the masks of {len(ids)} photographs ({source})")
     else:
