@@ -112,6 +112,11 @@ class Config(Section):
         for key, values in (("classify.dropouts", self.classify.dropouts), ("seeds.scales", self.seeds.scales)):
             if len({f"{value:.2f}" for value in values}) != len(values):
                 faults.append(f"{key}: found {values}, names of seeds collide; allowed: values differing in 2 decimals")
+        if self.seeds.dropout_passes and self.classify.dropout_layer != "dropout7":
+            faults.append(
+                f"seeds.dropout_passes: found {self.seeds.dropout_passes}, but classify.dropout_layer is "
+                f"{self.classify.dropout_layer!r}; allowed: 0, or with dropout7"
+            )
         stride = self.seeds.output_stride
         backbone = self.classify.backbone.name
         if backbone in ("tiny", *FROM_FILE) and stride not in (None, 8):

@@ -89,6 +89,16 @@ class SeedsSection(Section):
     cam_scales: list[Positive] = Field(
         [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
     )
+    dropout_passes: int = Field(
+        0,
+        ge=0,
+        description="CAMs of so many passes with the classifier's dropout active, its channels drawn by photograph and "
+        "p; 0: one pass without dropout",
+        json_schema_extra=LATER,
+    )
+    dropout_reduce: Literal["mean", "max"] = Field(
+        "mean", description="over `dropout_passes`, pixel by pixel", json_schema_extra=LATER
+    )
     alpha: Positive = Field(
         4.0, description="background's map is (1 - the highest CAM) ** alpha: the higher, the more becomes foreground"
     )

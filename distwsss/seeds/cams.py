@@ -28,6 +28,7 @@ from distwsss.models.export import WEIGHTS, from_pretrained
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.faults import fault_point
 from distwsss.runtime.pool import tell
+from distwsss.runtime.seeding import torch_generator
 from distwsss.runtime.storage import Folder, version_of
 
 Cam = np.ndarray | str  # float16[L,h,w] at feature resolution, or why there is none
@@ -156,13 +157,26 @@ def _batch_cams(photos: list[_Photo], task: CamTask, device: str) -> dict[str, C
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(task.precision) if device == "cuda" else None
     model = _classifier(task.classifier, device, section.output_stride)
     images, labels = [photo.image for photo in photos], [photo.labels for photo in photos]
+    passes = section.dropout_passes
+    kept = torch.stack([kept_channels(model, photo.key, passes) for photo in photos]).to(device) if passes else None
     try:
-        cams = compute_cams(model, images, labels, task.scale, section.base_size, section.cam_scales, half)
+        cams = compute_cams(
+            model, images, labels, task.scale, section.base_size, section.cam_scales, half,
+            kept, section.dropout_reduce,
+        )  # fmt: skip
     except Exception as error:
         if len(photos) > 1:
             return {key: cam for photo in photos for key, cam in _batch_cams([photo], task, device).items()}
         return {photos[0].key: reason(error)}
     return {photo.key: cam for photo, cam in zip(photos, cams, strict=True)}
+
+
+def kept_channels(model: Classifier, key: str, passes: int) -> torch.Tensor:
+    """float32[P,C] of the classifier's dropout: 0 with probability p, else 1 / (1 - p), drawn on the CPU by the image's
+    key and p, so that no batch, worker or device changes them."""
+    keep = 1 - model.dropout_p
+    generator = torch_generator("dropout of CAMs", f"{model.dropout_p:.2f}", key)
+    return torch.bernoulli(torch.full((passes, model.head.in_channels), keep), generator=generator) / keep
 
 
 def reason(error: Exception) -> str:
