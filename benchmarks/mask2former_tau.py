@@ -3,8 +3,8 @@
     python benchmarks/mask2former_tau.py [--taus 1 0.25 0.1 0.07 0.04 none]
 
 A pixel is a semantic map S over K classes, the label first; its logits z are log(S + 1e-6) less their mean, as
-`models.mask2former.semantic_logits` has them. `before`: log-probabilities, not centred, as they once were. Each cell: p*
-of the label, and the norm of dL/dz (Eq. 8, float64).
+`models.mask2former.semantic_logits` has them. `before`: log-probabilities, not centred, as they once were. Each cell:
+p* of the label, and the norm of dL/dz (Eq. 8, float64).
 """
 
 from __future__ import annotations
