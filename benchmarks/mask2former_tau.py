@@ -48,7 +48,8 @@ def row(z: Tensor, tau: float | None) -> str:
     where = torch.zeros(1, 1, 1, dtype=torch.int64)
     positive_loss(leaf, where, where == 0, temperature=tau)[0].backward()
     p_star = constrained_log_softmax(leaf.detach(), tau)[0, 0, 0, 0].exp()
-    return f"{p_star:.4f}, {leaf.grad.norm():.3g}"
+    gradient = float(leaf.grad.norm())
+    return f"{p_star:.4f}, {gradient if gradient > 1e-9 else 0:.3g}"
 
 
 def main() -> None:
