@@ -2,10 +2,10 @@
 
     python benchmarks/negative_gradient.py --config FILE [--set data.root=PATH] [--step 98] [--batches 8] [--taus 1 0.1]
 
-Of a trained segmenter: the LAST of the run of FILE, or its checkpoint of `--step`. The first training batches, augmented
-as in training, go through the network in evaluation mode; then both terms are differentiated with respect to the logits
-at the labels' size, each alone. Printed: |d S_neg / dz| over |d S_pos / dz|, L2 norms over a whole batch, in percent:
-median (min-max) over the batches; and the share of noisy pixels.
+Of a trained segmenter: the LAST of the run of FILE, or its checkpoint of `--step`. The first training batches,
+augmented as in training, go through the network in evaluation mode; then both terms are differentiated with respect to
+the logits at the labels' size, each alone. Printed: |d S_neg / dz| over |d S_pos / dz|, L2 norms over a whole batch, in
+percent: median (min-max) over the batches; and the share of noisy pixels.
 """
 
 from __future__ import annotations

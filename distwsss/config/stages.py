@@ -197,6 +197,15 @@ class TrainSection(Section):
         """Complementary labels of a pixel: the drawn ones and, for assigned_uniform, its label."""
         return self.complements + (self.complement == "assigned_uniform")
 
+    def complements_fault(self, classes: int) -> str | None:
+        """What is wrong with `complements` for data of so many classes, background included: None if nothing is."""
+        if not self.learns_negatively or self.complements < classes:
+            return None
+        return (
+            f"complements: found {self.complements}, but there are {classes} classes, background included, and a pixel "
+            f"is one of them; allowed: 1..{classes - 1}"
+        )
+
     @model_validator(mode="after")
     def _network(self) -> TrainSection:
         """Raises ValueError where model, lineage and backbone do not go together."""

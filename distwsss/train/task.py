@@ -105,7 +105,8 @@ def segmenter_task(config: Config) -> Task:
     if section.labels == "truth":
         _check_truth(images, selection)
     inputs |= weights_read(section.backbone, section.weights)
-    _check_complements(section, photos)
+    if fault := section.complements_fault(len(photos.classes)):
+        raise ConfigError(f"train.{fault}")
     for index in (photos, seeds, images if held_out and photos is not images else None):
         if index is not None:
             verified(index)
@@ -164,16 +165,6 @@ def _falls(section: TrainSection, images: int) -> int:
         f"train: temperature {section.temperature_from:g} falls to {section.temperature:g} in {steps} of {total} steps"
     )
     return steps
-
-
-def _check_complements(section: TrainSection, photos: ShardIndex) -> None:
-    """Raises ConfigError for more complementary labels than a pixel has other classes."""
-    others = len(photos.classes) - 1
-    if section.learns_negatively and section.complements > others:
-        raise ConfigError(
-            f"train.complements: found {section.complements}, but {photos.folder} has {others + 1} classes, background "
-            f"included, and a pixel is one of them; allowed: 1..{others}"
-        )
 
 
 def _check_truth(images: ShardIndex, selection: Selection) -> None:
