@@ -76,7 +76,8 @@ def _build(folder: Path, output_stride: int | None) -> nn.Module:
         if architecture["kind"] == "classifier":
             section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
             layer = architecture.get("dropout_layer", "dropout7")  # checkpoints from before it was a key
-            model: nn.Module = Classifier(section, architecture["classes"], architecture["dropout"], layer)
+            background = architecture.get("background", False)  # likewise
+            model: nn.Module = Classifier(section, architecture["classes"], architecture["dropout"], layer, background)
         elif architecture["kind"] in SEGMENTERS:
             model = rebuild_segmenter(architecture)
         else:
