@@ -71,7 +71,7 @@ def evaluate(
         matrices = score(segmenter, verified(index), samples, config)
         record = _record(config, index, len(samples), matrices)
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
-        record["notes"] = notes(config, record)
+        record |= {"cue": record["checkpoint"].get("cue"), "notes": notes(config, record)}
         _on_rank_0(lambda: write_json(path, record))
         if remake and ranks.rank() == 0:
             report_file(config).unlink(missing_ok=True)  # it shows what was replaced

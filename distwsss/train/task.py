@@ -132,6 +132,7 @@ def segmenter_task(config: Config) -> Task:
     torch.manual_seed(derive_seed(config.seed, "train"))
     model = build_segmenter(section, photos.classes)
     model.longest_side = images.parameters.get("prepare", {}).get("longest_side")  # for whoever predicts with it
+    model.cue = config.training_cue()
     terms = segmenter_terms(section, model)
     return Task(
         name="train",
