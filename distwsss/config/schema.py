@@ -99,6 +99,10 @@ class Config(Section):
         network was trained with masks."""
         return f"tags + saliency ({self.saliency.name})" if self.saliency_users() else "tags"
 
+    def training_cue(self) -> str:
+        """What the segmenter learns from: `cue`, or `masks` where it is the fully supervised upper bound."""
+        return "masks" if self.train.labels == "truth" else self.cue()
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         """Raises ValueError with a line `key: problem` for everything in which two sections do not fit."""

@@ -81,7 +81,8 @@ def evaluate(
         scores = score(segmenter, verified(index), samples, config)
         record = _record(config, index, len(samples), scores.matrices)
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
-        record |= {"notes": notes(config, record), "per_image": counts_file(path).name}
+        record |= {"cue": record["checkpoint"].get("cue"), "notes": notes(config, record)}
+        record["per_image"] = counts_file(path).name
         _on_rank_0(lambda: _write(path, record, ImageCounts([index.key(*place) for place in samples], scores.each)))
         if remake and ranks.rank() == 0:
             report_file(config).unlink(missing_ok=True)  # it shows what was replaced

@@ -26,6 +26,7 @@ SETTINGS = {  # what to say -> the last part of the keys under which a checkpoin
     "noisy": ("noisy",),
     "temperature": ("temperature",),
     "t": ("vote_threshold", "threshold"),
+    "cue": ("cue",),
 }
 
 
@@ -46,7 +47,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def describe_checkpoint(config: Config, folder: Path) -> dict[str, Any]:
-    """`folder`'s name, step, and the labels, loss, temperature and t it was trained with, as far as known.
+    """`folder`'s name, step, and the labels, loss, temperature, t and cue it was trained with, as far as known.
 
     The run's own checkpoints were trained with the run's configuration; others say only what they record.
     """
@@ -57,6 +58,7 @@ def describe_checkpoint(config: Config, folder: Path) -> dict[str, Any]:
         known["t"] = train.vote_threshold or config.vote_threshold()
         if train.noisy != "negative":
             known["noisy"] = train.noisy
+        known["cue"] = config.training_cue()
     if match := re.fullmatch(r"step-(\d+)", folder.name):
         known["step"] = int(match[1])
     known.update({name: value for name, value in _recorded(folder).items() if value is not None or name not in known})
@@ -78,6 +80,11 @@ def checkpoint_line(checkpoint: dict[str, Any]) -> str:
         value = checkpoint["temperature"]
         said.append("no temperature" if value is None else f"temperature {value}")
     return f"{checkpoint['folder']} (step {checkpoint.get('step', 'unknown')}): {', '.join(said)}"
+
+
+def cue_line(record: dict[str, Any]) -> str:
+    """`learned from tags + saliency (u2netp)`: what a number must not be compared without."""
+    return f"learned from {record.get('cue') or 'what is not recorded'}"
 
 
 def notes(config: Config, record: dict[str, Any]) -> list[str]:
@@ -134,6 +141,7 @@ def print_scores(record: dict[str, Any]) -> None:
     """The table and everything its numbers refer to, on stdout."""
     say(f"evaluate: {record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored")
     say(f"checkpoint {checkpoint_line(record['checkpoint'])}")
+    say(cue_line(record))
     say(protocol_line(record))
     for note in record["notes"]:
         say(f"note: {note}")

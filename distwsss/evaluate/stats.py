@@ -137,7 +137,7 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     masks and `exclude` are the same. All figures are shares in 0..1, None where
     undefined (a class that does not occur):
 
-    split, classes, images (scored), vote_on, threshold, selected (what METHOD section 2's rule keeps), notes,
+    split, classes, images (scored), cue, vote_on, threshold, selected (what METHOD section 2's rule keeps), notes,
     seeds: {name: {iou, miou, agreement}} ({} where the seed shards were dropped), aggregate: {iou, miou, agreement},
     thresholds: [{t, miou, iou, coverage, cells: {a, b, c, d}, within: {clean_agree, noisy_disagree, agree_clean,
     disagree_noisy}}]; a agrees with the truth and is clean, b agrees, noisy, c disagrees, noisy, d disagrees, clean.
@@ -166,6 +166,7 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     quality = {
         **_describe(images, names, list(pseudo.extra["seeds"]), counts),
         "images": len(chosen),
+        "cue": config.cue(),
         "threshold": own_threshold(pseudo),
         "notes": _notes(config, images, len(chosen), len(images)),
         "parameters": parameters,
@@ -208,6 +209,7 @@ def threshold_notes(quality: Quality) -> list[str]:
 def facts(quality: Quality) -> list[str]:
     """What the figures refer to."""
     lines = [f"list {quality['split']}: {quality['images']} images scored"]
+    lines.append(f"made from {quality.get('cue', 'what is not recorded')}")
     lines.append(f"seeds that vote: {', '.join(quality['vote_on'])}")
     if quality["seeds"]:
         lines.append(f"the selection rule would keep: {', '.join(quality['selected'])}")

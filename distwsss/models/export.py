@@ -3,7 +3,8 @@
 Written by `train.checkpoint`; read by `seeds`, `inference` and users. Nothing is unpickled. The stages read a
 checkpoint only after `verified_checkpoint` has compared it with its manifest. `config.json` says how to build the
 network and, under `inference`, what whoever uses it must know: mean, std, and of a segmenter align_corners,
-temperature and the longest side of the photographs it was trained on (null: as they were).
+temperature, the longest side of the photographs it was trained on (null: as they were) and the cue that its labels were
+made of (tags, tags + saliency, masks).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from distwsss.runtime.artifacts import MANIFEST, manifest_problems, read_json, w
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TRAINER = "trainer.json"  # beside them in a checkpoint, not in what `save_pretrained` writes
 # attributes of networks; a classifier has the first two
-INFERENCE = ("mean", "std", "align_corners", "temperature", "longest_side")
+INFERENCE = ("mean", "std", "align_corners", "temperature", "longest_side", "cue")
 
 
 def save_pretrained(model: nn.Module, folder: Path) -> None:
@@ -76,7 +77,8 @@ def _build(folder: Path, output_stride: int | None) -> nn.Module:
         if architecture["kind"] == "classifier":
             section = BackboneSection(**{**architecture["backbone"], "pretrained": False})
             layer = architecture.get("dropout_layer", "dropout7")  # checkpoints from before it was a key
-            model: nn.Module = Classifier(section, architecture["classes"], architecture["dropout"], layer)
+            background = architecture.get("background", False)  # likewise
+            model: nn.Module = Classifier(section, architecture["classes"], architecture["dropout"], layer, background)
         elif architecture["kind"] in SEGMENTERS:
             model = rebuild_segmenter(architecture)
         else:

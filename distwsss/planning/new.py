@@ -5,6 +5,7 @@ Called by `pipeline`. As nnU-Net's plan: nothing is tried out, every value has a
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from distwsss.config.networks import BackboneSection
 from distwsss.data.check import check_listings
 from distwsss.data.sources.listing import IMAGE_SUFFIXES
 from distwsss.errors import ConfigError, DataError, counted
+from distwsss.models.weights.saliency import network_path
 from distwsss.planning.checks import missing_weights
 from distwsss.planning.facts import DataFacts, MachineFacts, read_data, read_machine
 from distwsss.planning.plan import about
-from distwsss.planning.rules import Choice, Facts, choose
+from distwsss.planning.rules import Choice, Facts, choose, saliency_choices, saliency_line
 from distwsss.planning.times import stage_times
 from distwsss.runtime.artifacts import write_bytes
 from distwsss.runtime.progress import silent
@@ -37,6 +39,11 @@ def has_weights(backbone: str) -> bool:
     return not list(missing_weights(BackboneSection(name=backbone, output_stride=32)))
 
 
+def has_saliency(network: str = "u2netp") -> bool:
+    """Whether saliency maps can be made here without fetching or installing anything."""
+    return importlib.util.find_spec("onnxruntime") is not None and network_path(network).is_file()
+
+
 def new(folder: Path, output: Path | None = None) -> Path:
     """Write the configuration for the data set in `folder` to `output` (default: NAME.yaml here); returns its path.
 
@@ -48,7 +55,7 @@ def new(folder: Path, output: Path | None = None) -> Path:
     tree = {"name": _name(path), "data": _data(folder)}
     config = check_config(tree, where=f"new {folder}")
     facts = Facts(read_data(config), read_machine())
-    choices = choose(facts, has_weights)
+    choices = choose(facts, has_weights) + saliency_choices(has_saliency())
     chosen = check_config(_merged(tree, choices), where=f"new {folder}")
     choices += _micro_batch(chosen, facts)
     text = configuration_text(tree, choices, _header(folder, path, chosen, facts))
@@ -126,6 +133,7 @@ def _header(folder: Path, path: Path, config: Config, facts: Facts) -> list[str]
         "",
         *describe_facts(data, machine),
         f"Expected: {expected}; {about(sum(times.values()))} in all, within a factor of 2",
+        saliency_line(config.cue()),
     ]
 
 

@@ -163,6 +163,20 @@ def choose(facts: Facts, has_weights: Callable[[str], bool]) -> list[Choice]:
     return result
 
 
+def saliency_choices(at_hand: bool) -> list[Choice]:
+    """Saliency maps where nothing needs to be installed or fetched for them."""
+    here = Choice("saliency.model", "u2netp", "onnxruntime and its file are here; it finds what stands out")
+    use = Choice("seeds.saliency_unary", True, "its maps know where objects end; remove both keys for tags only")
+    return [here, use] if at_hand else []
+
+
+def saliency_line(cue: str) -> str:
+    """What the configuration's cue means, or how saliency maps are turned on."""
+    if cue == "tags":
+        return "Labels from tags only; docs/saliency.md says how to add saliency maps, which know where objects end"
+    return f"Labels from {cue}: its network was trained with masks, so compare with results of that cue only"
+
+
 def rules_table() -> str:
     """ROWS as docs/new.md shows them."""
     lines = ["| key | where | fact | below | value | reason |", "|---|---|---|---|---|---|"]

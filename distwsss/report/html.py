@@ -17,7 +17,7 @@ from distwsss.data.made_with import check_images, check_segmenter, check_vote
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.errors import CheckpointError, DataError
-from distwsss.evaluate.scores import checkpoint_line, percent, protocol_line, table_rows
+from distwsss.evaluate.scores import checkpoint_line, cue_line, percent, protocol_line, table_rows
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
@@ -103,6 +103,13 @@ def _headline(
     cards = page.cards(items) if items else page.missing("evaluate and stats")
     notes = ["mIoU in percent, background included", *evaluations.get("val", {}).get("notes", [])]
     return page.section("Headline numbers", cards, page.paragraph("; ".join(notes) + ".", "quiet"))
+
+
+def _cue(config: Config) -> str:
+    """Under the title: what all of it was learned from."""
+    cue = config.training_cue()
+    masks = ". The saliency maps come from a network that was trained with masks" if "saliency" in cue else ""
+    return page.paragraph(f"Learned from {cue}{masks}.")
 
 
 def _class_counts(index: ShardIndex) -> list[int]:
@@ -215,7 +222,7 @@ def _evaluations(found: dict[str, Any], unscored: bool) -> str:
         counted = f"{record['data']}, list {record['split']}: {record['scored']} of {record['images']} images scored"
         parts.append(f"<h3>{page.text(name)}</h3>")
         checkpoint = f"checkpoint {checkpoint_line(record['checkpoint'])}"
-        lines = [counted, checkpoint, protocol_line(record), *record["notes"]]
+        lines = [counted, checkpoint, cue_line(record), protocol_line(record), *record["notes"]]
         parts += [page.paragraph(line, "quiet") for line in lines]
         parts.append(page.table(table_rows(record), totals=1))
     return page.section("Evaluation", *parts)
@@ -289,6 +296,7 @@ def write_report(config: Config) -> Path:
         raise DataError(f"report: no stage has left a result in {run_dir(config)}; run `distwsss run` first")
     labels, unscored = _json(labels_file(config)), _without_masks(indexes)
     sections = [
+        _cue(config),
         _headline(evaluations, quality, labels, unscored),
         _data(config, indexes),
         _made_by(config),

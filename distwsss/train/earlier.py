@@ -65,7 +65,13 @@ def load_earlier(model: nn.Module, checkpoint: Path) -> tuple[list[str], list[st
     tensors, own = earlier.state_dict(), model.head.weight.detach()
     old = tensors["head.weight"]
     if old.shape[1:] == own.shape[1:]:  # else `load_exactly` says that it does not fit
-        rows = [old[before.index(name)] if name in before else fresh for name, fresh in zip(now, own, strict=True)]
+        known = dict(zip(_rows(earlier), old, strict=True))
+        rows = [known.get(name, fresh) for name, fresh in zip(_rows(model), own, strict=True)]
         tensors["head.weight"] = torch.stack(rows)
     load_exactly(model, tensors, checkpoint)
     return [name for name in now if name not in before], [name for name in before if name not in now]
+
+
+def _rows(classifier: Any) -> list[str]:
+    """What each row of its classification layer scores; no other class is called background."""
+    return [*classifier.classes[1:], *(["background"] if classifier.background else [])]

@@ -35,8 +35,8 @@ class Meter:
             self.add(f"{name}.count", count)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """loss, grad_norm, `FIRST` if it was added, and of each part its mean and, `set_*` aside, its share of the
-        counted pixels; a collective."""
+        """loss, grad_norm, `FIRST` if it was added, and of each part its mean and, where it counts pixels, its share of
+        all counted pixels; a collective."""
         names = sorted(self.sums)
         values = torch.tensor([*(float(self.sums[name]) for name in names), self.images], dtype=torch.float64)
         *sums, images = all_sum(accelerator, values).tolist()
@@ -57,4 +57,5 @@ class Meter:
 
 
 def _counts_pixels(part: str) -> bool:
-    return not part.startswith("set_")  # Mask2Former's set loss counts queries and masks
+    # Mask2Former's set loss counts queries and masks, a classifier's losses photographs
+    return not part.startswith(("set_", "multilabel", "saliency"))

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from distwsss.config import Config
 from distwsss.config.section import duration_to_steps
-from distwsss.config.stages import TrainSection
+from distwsss.config.stages import ClassifySection, TrainSection
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
 from distwsss.data.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.data.made_with import check_images, check_seeds, check_vote, classifier_section
+from distwsss.data.saliency import open_saliency
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import Selection, ShardIndex, load_index
 from distwsss.data.shards.verify import verified
 from distwsss.errors import ConfigError, DataError, report_problems
 from distwsss.losses.classification import multilabel_loss
+from distwsss.losses.saliency import saliency_loss
 from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.models.weights.network import weights_origin, weights_read
@@ -64,27 +66,47 @@ def classifier_task(config: Config, dropout: float) -> Task:
     check_images(config, index)
     kept_out = classifier_held_out_keys(index, section.holdout)
     torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
-    model = Classifier(section.backbone, index.classes, dropout, section.dropout_layer)
+    model = Classifier(section.backbone, index.classes, dropout, section.dropout_layer, section.saliency is not None)
     seed = config.seed if section.streams == "shared" else derive_seed(config.seed, "streams", dropout)
+    maps = verified(open_saliency(config, index)) if section.saliency else None
+    cue = {"saliency": maps.fingerprint} if maps else {}
     parameters = {
         "seed": config.seed,
         "classify": classifier_section(config),
         "dropout": dropout,
-        "inputs": {"images": index.fingerprint, **weights_read(section.backbone)},
+        "inputs": {"images": index.fingerprint, **cue, **weights_read(section.backbone)},
     }
+    weights, sums = classifier_loss(section)
     return Task(
         name=f"classify {dropout:.2f}",
         model=model,
-        samples=ClassifierSamples(index, section.augment, model.mean, model.std, seed),
+        samples=ClassifierSamples(index, section.augment, model.mean, model.std, seed, maps),
         selection=index.select(lambda key: key not in kept_out),
         optim=section.optim,
         augment=section.augment,
         seed=seed,
         parameters=parameters,
-        counts=lambda batch: [len(batch.image)],
-        sums=classifier_sums,
+        counts=lambda batch: [len(batch.image)] * len(weights),
+        sums=sums,
+        weights=weights,
         origin=weights_origin(section.backbone),
     )
+
+
+def classifier_loss(section: ClassifySection) -> tuple[tuple[float, ...], Callable[[Any, Batch], tuple[Tensor, Parts]]]:
+    """`weights` and `sums` of a classifier's task: Eq. 1, and where `saliency` is set EPS's objective beside it."""
+    if section.saliency is None:
+        return (1.0,), classifier_sums
+    eps = section.saliency
+
+    def sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
+        scores, maps = outputs
+        assert batch.saliency is not None, "the loader reads it for this loss"
+        tags = multilabel_loss(scores, batch.targets)
+        cue = saliency_loss(maps, batch.targets, batch.saliency, eps.overlap, eps.blend)
+        return torch.stack([tags[0], cue[0]]), {"multilabel": tags, "saliency": cue}
+
+    return (1.0, eps.weight), sums
 
 
 def classifier_sums(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Parts]:
@@ -116,6 +138,7 @@ def segmenter_task(config: Config) -> Task:
     torch.manual_seed(derive_seed(config.segmenter_seed(), "train"))
     model = build_segmenter(section, photos.classes)
     model.longest_side = images.parameters.get("prepare", {}).get("longest_side")  # for whoever predicts with it
+    model.cue = config.training_cue()
     terms = segmenter_terms(section, model, _falls(section, len(selection)))
     return Task(
         name="train",

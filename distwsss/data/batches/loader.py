@@ -22,10 +22,12 @@ from distwsss.config.training import AugmentSection
 from distwsss.data.batches.plan import Sample, plan, rank_slice
 from distwsss.data.batches.transforms import augment_sample
 from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.saliency import read_saliency
 from distwsss.data.shards.index import Selection, ShardIndex
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.errors import DistwsssError, ShardError
 from distwsss.losses.hybrid import sample_several
+from distwsss.losses.saliency import OUTSIDE
 from distwsss.runtime import shared_memory
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
@@ -38,15 +40,17 @@ class Batch:
     """A micro-batch of B images of h x w pixels: a classifier's, with `targets`, or a segmenter's, with `labels` and
     `clean`; the others are None.
 
-    image: float32 B,3,h,w, normalised; targets: float32 B,N, 1 where the class is among the image-level labels; labels:
-    uint8 B,h,w class ids, 255 = ignore; clean: bool B,h,w; complements: uint8 B,h,w complementary labels, for the
-    hybrid loss only, or B,n,h,w for n a pixel, 255 = no further one. `step`: the training's, from 0. `empty`: of a
-    slice without samples, a batch that stands in for them and counts nowhere.
+    image: float32 B,3,h,w, normalised; targets: float32 B,N, 1 where the class is among the image-level labels;
+    saliency: int16 B,h,w, 0..255, -1 in padding, for EPS's objective only; labels: uint8 B,h,w class ids, 255 = ignore;
+    clean: bool B,h,w; complements: uint8 B,h,w complementary labels, for the hybrid loss only, or B,n,h,w for n a
+    pixel, 255 = no further one. `step`: the training's, from 0. `empty`: of a slice without samples, a batch that
+    stands in for them and counts nowhere.
     """
 
     keys: list[str]
     image: Tensor
     targets: Tensor = None
+    saliency: Tensor | None = None
     labels: Tensor = None
     clean: Tensor = None
     complements: Tensor | None = None
@@ -126,13 +130,15 @@ class MicroBatches(Dataset[Batch | Exception]):
 
 @dataclass(frozen=True)
 class ClassifierSamples:
-    """Loads one image with its image-level labels: `image` float32[3,h,w], `targets` float32[N]."""
+    """Loads one image with its image-level labels: `image` float32[3,h,w], `targets` float32[N]; with the shards
+    `maps` also `saliency` int16[h,w], which is resized, flipped and cropped with the image, -1 in padding."""
 
     images: ShardIndex
     augment: AugmentSection
     mean: list[float]
     std: list[float]
     seed: int
+    maps: ShardIndex | None = None
 
     def __call__(self, sample: Sample, key: str) -> Loaded:
         members = read_fields(self.images, sample.shard, sample.position, ["jpg", "json"])
@@ -140,8 +146,22 @@ class ClassifierSamples:
         targets[[label - 1 for label in json.loads(members["json"])["labels"]]] = 1.0
         rng = numpy_generator(self.seed, sample.epoch, key, "augment")
         image = decode_image(members["jpg"], key)
-        tensor, _ = augment_sample(image, {}, self.augment, self.mean, self.std, rng, bicubic=True)
-        return {"image": tensor, "targets": targets}
+        found = self._saliency(sample, key, image)
+        tensor, maps = augment_sample(image, found, self.augment, self.mean, self.std, rng, bicubic=True)
+        loaded = {"image": tensor, "targets": targets}
+        if maps:
+            loaded["saliency"] = torch.where(maps["inside"], maps["saliency"].to(torch.int16), OUTSIDE)
+        return loaded
+
+    def _saliency(self, sample: Sample, key: str, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The photograph's saliency map, and where the photograph is; nothing without maps."""
+        if self.maps is None:
+            return {}
+        saliency = read_saliency(self.maps, sample.shard, sample.position)
+        if saliency.shape != image.shape[:2]:
+            sizes = f"{list(saliency.shape)}, its photograph {list(image.shape[:2])}"
+            raise ShardError(f"{key}: the saliency map in {self.maps.folder} is {sizes}; run distwsss saliency anew")
+        return {"saliency": saliency, "inside": np.ones(saliency.shape, bool)}
 
 
 @dataclass(frozen=True)

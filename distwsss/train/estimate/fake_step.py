@@ -24,7 +24,7 @@ from distwsss.models.classifier import Classifier
 from distwsss.models.segmenters import build_segmenter
 from distwsss.train.estimate.fake_memory import HostReads, PeakMemory, cuda_autocast_rules, fake_module
 from distwsss.train.optim import build_optimizer
-from distwsss.train.task import classifier_sums
+from distwsss.train.task import classifier_loss
 from distwsss.train.terms import segmenter_terms
 
 CUDA_BLOCK = 512  # bytes: what PyTorch's CUDA allocator rounds up to
@@ -73,13 +73,17 @@ def classifier_stage(section: ClassifySection, classes: list[str]) -> Stage:
     """The classifier; of all its dropout probabilities the first, they cost the same."""
 
     def build() -> nn.Module:
-        model = Classifier(_without_weights(section.backbone), classes, section.dropouts[0], section.dropout_layer)
+        backbone, cue = _without_weights(section.backbone), section.saliency is not None
+        model = Classifier(backbone, classes, section.dropouts[0], section.dropout_layer, cue)
         return _freeze_published(model, section.backbone.pretrained)
 
     def maps(images: int) -> Batch:
-        return Batch([], NO_IMAGE, targets=torch.zeros(images, len(classes) - 1))
+        side = section.augment.crop
+        saliency = torch.zeros(images, side, side, dtype=torch.int16) if section.saliency else None
+        return Batch([], NO_IMAGE, targets=torch.zeros(images, len(classes) - 1), saliency=saliency)
 
-    return Stage("classify", classes, section.optim, section.augment.crop, build, lambda _: classifier_sums, maps)
+    sums = classifier_loss(section)[1]
+    return Stage("classify", classes, section.optim, section.augment.crop, build, lambda _: sums, maps)
 
 
 def segmenter_stage(section: TrainSection, classes: list[str]) -> Stage:

@@ -67,3 +67,21 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found no folder"):
         new(tmp_path / "nothing", tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_saliency_is_on_where_nothing_must_be_fetched(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: bool
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("DISTWSSS_CACHE", str(tmp_path))
+    if at_hand:
+        (tmp_path / "u2netp").mkdir()
+        (tmp_path / "u2netp/u2netp.onnx").write_bytes(b"its bytes are looked at when it is used")
+    path = new(pictures, Path("a.yaml"))
+    config, text = load_config(path), path.read_text(encoding="utf-8")
+    assert config.cue() == ("tags + saliency (u2netp)" if at_hand else "tags")
+    assert ("\n  saliency_unary: true  # " in text) == ("\n  model: u2netp  # " in text) == at_hand
+    assert ("# Labels from tags + saliency (u2netp): its network was trained with masks" in text) == at_hand
+    assert ("# Labels from tags only; docs/saliency.md says how to add" in text) != at_hand
+    assert (", saliency about " in text) == at_hand
