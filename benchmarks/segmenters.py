@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from distwsss.config import Config, load_config
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.shards.index import load_index
-from distwsss.evaluate.stats import seed_quality, tuning_keys
+from distwsss.evaluate.stats import seed_quality
 from distwsss.runtime.layout import images_dir, run_dir
 from distwsss.runtime.progress import setup_logging
 

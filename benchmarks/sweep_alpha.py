@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from distwsss.config import Config, load_config
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.images import decode_image
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.evaluate.stats import tuning_keys
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.cam import compute_cam
 from distwsss.maths.miou import ConfusionMatrix

@@ -151,6 +151,11 @@ VERBS: dict[str, Verb] = {
         lambda config, given: pipeline.prepare(config, _options(given)),
         (ON_BAD, REMAKE),
     ),
+    "saliency": Verb(
+        "saliency maps of the train photographs, by a network or from a folder (docs/saliency.md)",
+        lambda config, given: pipeline.saliency(config, _options(given)),
+        (REMAKE,),
+    ),
     "classify": Verb(
         "train one classifier per dropout probability",
         lambda config, given: pipeline.classify(config, _options(given)),

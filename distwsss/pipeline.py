@@ -59,6 +59,13 @@ def prepare(config: Config, options: Options = Options()) -> None:
     prepare(config, options.on_bad, options.remake)
 
 
+def saliency(config: Config, options: Options = Options()) -> None:
+    """Saliency maps of the train photographs, by the network or from the folder that the configuration names."""
+    from distwsss.saliency.maps import make_saliency
+
+    make_saliency(config, options.remake)
+
+
 def classify(config: Config, options: Options = Options()) -> None:
     """One classifier per dropout probability."""
     from distwsss.train.stages import classify
@@ -120,6 +127,7 @@ def _evaluate_in_run(config: Config, options: Options) -> None:
 # in the order in which each reads what those before it wrote
 STAGES: dict[str, Callable[[Config, Options], object]] = {
     "prepare": prepare,
+    "saliency": saliency,
     "classify": classify,
     "seeds": seeds,
     "stats": stats,
@@ -127,6 +135,11 @@ STAGES: dict[str, Callable[[Config, Options], object]] = {
     "evaluate": _evaluate_in_run,
     "report": report,
 }
+
+
+def stages_of(config: Config) -> list[str]:
+    """What `run` does of STAGES for this configuration: no saliency maps where it asks for none."""
+    return [name for name in STAGES if name != "saliency" or config.saliency.name is not None]
 
 
 def run(config: Config, stages: Sequence[str] | None = None) -> None:
@@ -151,7 +164,8 @@ def run_stages(config: Config, options: Options, stages: Sequence[str] | None = 
     unknown = [stages] if isinstance(stages, str) else [name for name in stages or () if name not in STAGES]
     if unknown:
         raise ConfigError(f"stages: found {', '.join(unknown)}; allowed: a list of {', '.join(STAGES)}")
-    chosen = [name for name in STAGES if stages is None or name in stages]
+    wanted = stages_of(config) if stages is None else stages
+    chosen = [name for name in STAGES if name in wanted]
     plan = _checked_plan(config, chosen, _said_anew(config, options, chosen), ranks.is_launched())
     log.info("\n".join(plan.lines()))
     for name in chosen:
@@ -182,7 +196,7 @@ def validate_data(config: Config) -> None:
 
     for line in check_listings(config):
         say(line)
-    say("\n".join(_checked_plan(config, list(STAGES)).lines()))
+    say("\n".join(_checked_plan(config, stages_of(config)).lines()))
 
 
 def _said_anew(config: Config, options: Options, stages: Sequence[str]) -> list[str]:

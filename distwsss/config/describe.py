@@ -40,17 +40,24 @@ def _section(model: type[BaseModel], values: Any, defaults: Any, prefix: str) ->
     """values: of the configuration, None without one; defaults: of the section around, None where it has none."""
     inner = {name: model_of(field.annotation) for name, field in model.model_fields.items()}
     for name, field in model.model_fields.items():
-        if inner[name] in (None, CRFParams):
+        if inner[name] in (None, CRFParams) or _is_null(field, values, defaults, name):
             yield from _key(f"{prefix}{name}", field, values, _default(field, defaults, name), name)
     for name, section in inner.items():
         if section is None:
             continue
         value = getattr(values, name, None)
-        if section is CRFParams and values is not None and value is None:
-            continue  # null: it has no keys
+        if _is_null(model.model_fields[name], values, defaults, name):
+            continue  # it has no keys
         yield ""
         yield from _comment(f"{prefix}{name}: {_own_words(section)}")
         yield from _section(section, value, _default(model.model_fields[name], defaults, name), f"{prefix}{name}.")
+
+
+def _is_null(field: FieldInfo, values: Any, defaults: Any, name: str) -> bool:
+    """Whether a section that may be null is shown as null."""
+    if field.is_required():
+        return False
+    return (_default(field, defaults, name) if values is None else getattr(values, name)) is None
 
 
 def _key(dotted: str, field: FieldInfo, values: Any, default: Any, name: str) -> Iterator[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distwsss.config.crf import CRF_PARAMS, NamedCRF
 from distwsss.config.networks import BackboneSection, Mask2FormerSection
+from distwsss.config.saliency import SaliencyLossSection
 from distwsss.config.section import LATER, NEUTRAL, Allowed, Duration, Positive, Probability, Section
 from distwsss.config.training import AugmentSection, OptimSection
 
@@ -16,6 +17,7 @@ RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-4, "bias_multiplier": 1
 # at the full rate the backbone learns some dozen photographs by heart in 20 steps, and its CAMs spread over what stands
 # around the objects (benchmarks/README.md, Own pictures)
 CLASSIFIER: dict[str, Any] = {**RECIPE, "backbone_multiplier": 0.1}
+SALIENCY_LOSS = Allowed("null, {} or a mapping of overlap (0.4), blend (0.5) and weight (1.0)")
 
 
 class ClassifySection(Section):
@@ -32,10 +34,20 @@ class ClassifySection(Section):
         "there, the two inside block b7 of resnet38",
         json_schema_extra=LATER,
     )
+    streams: Literal["own", "shared"] = Field(
+        "own",
+        description="random streams of sample order, augmentation and dropout: each p's own, so that seeds err "
+        "differently, or shared by all (the channels dropped at a low p are then dropped at every higher one)",
+    )
     holdout: Probability = Field(
         0.1,
         description="share of the train ids kept out of the classifiers' training, for their average precision; from "
         "100 photographs on (they get seeds all the same)",
+    )
+    saliency: Annotated[SaliencyLossSection | None, SALIENCY_LOSS] = Field(
+        None,
+        description="EPS's objective: a background channel, and the maps learn saliency too; null: tags only",
+        json_schema_extra=LATER,
     )
     backbone: BackboneSection = BackboneSection(name="lite_full", output_stride=32)
     augment: AugmentSection = AugmentSection(crop=240, resize=[224, 400], resize_by="longest_side")
@@ -49,6 +61,15 @@ class ClassifySection(Section):
                 "backbone resnet38"
             )
         return self
+
+
+# the label maps of all (p, scale) together, which a seed shard holds after the seeds
+MEANS = ("mean_cam", "mean_marginals")
+SALIENCY = "saliency"  # the voter of `seeds.saliency_voter`, the last map
+SELECTED = ["selected"]
+Voters = Annotated[
+    list[str], BeforeValidator(lambda value: SELECTED if value == "selected" else value), Allowed("list of texts")
+]
 
 
 class SeedsSection(Section):
@@ -68,6 +89,16 @@ class SeedsSection(Section):
     cam_scales: list[Positive] = Field(
         [1.0], min_length=1, description="each multiplied by the scale, their CAMs summed"
     )
+    dropout_passes: int = Field(
+        0,
+        ge=0,
+        description="CAMs of so many passes with the classifier's dropout active, its channels drawn by photograph and "
+        "p; 0: one pass without dropout",
+        json_schema_extra=LATER,
+    )
+    dropout_reduce: Literal["mean", "max"] = Field(
+        "mean", description="over `dropout_passes`, pixel by pixel", json_schema_extra=LATER
+    )
     alpha: Positive = Field(
         4.0, description="background's map is (1 - the highest CAM) ** alpha: the higher, the more becomes foreground"
     )
@@ -75,10 +106,40 @@ class SeedsSection(Section):
         "sum", description="maps to the CRF's distribution: each over their sum (psa, SEAM, EPS), or their softmax"
     )
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
-    vote_on: list[str] | None = Field(None, description="names of the seeds that vote, in order; null: all")
+    saliency_unary: bool = Field(
+        False,
+        description="background and foreground shares of the CRF's distribution are the saliency map's",
+        json_schema_extra=LATER,
+    )
+    saliency_voter: bool = Field(
+        False,
+        description="one more seed: the tagged class of the highest CAM where the saliency map is above 0.5, "
+        "background elsewhere",
+        json_schema_extra=LATER,
+    )
+    label: Literal["vote", "mean_cam", "mean_marginals"] = Field(
+        "mean_cam",
+        description="of a pixel: vote: the class of most seeds there (the paper); mean_cam: that of one CRF on the "
+        "mean of all normalised CAMs; mean_marginals: of the mean of all CRF marginals. Its votes are the seeds that "
+        "agree with it",
+    )
+    vote_on: Voters | None = Field(
+        None,
+        description="names of the seeds that vote, in order; null: all; selected: the paper's rule, those that are the "
+        "best of at least one class on the train masks (of `data.tuning_ids`, where some are named)",
+    )
     threshold: int | None = Field(None, ge=1, description="t: clean where votes >= t; null: all must agree")
+    ties: Literal["scores", "first"] = Field(
+        "scores",
+        description="of classes with equally many votes: scores: the one with the larger sum of its seeds' CRF "
+        "marginals; first: that of the first seed",
+    )
     threads: int = Field(1, ge=1, description="intra-op threads of a CAM worker: changes float sums, hence a result")
     keep_maps: bool = Field(True, description="keep the seed shards after the vote", json_schema_extra=NEUTRAL)
+
+    def uses_saliency(self) -> bool:
+        return self.saliency_unary or self.saliency_voter
+
 
 
 class TrainSection(Section):
@@ -127,6 +188,13 @@ class TrainSection(Section):
     )
     vote_threshold: int | None = Field(
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of the segmenter's random numbers alone, so that several are trained on the same labels; null: "
+        "the configuration's `seed`",
+        json_schema_extra=NEUTRAL,  # the one that applies is what the run's parameters hold
     )
     holdout: Probability = Field(
         0.2, description="share of the train ids kept out of training, for BEST and tuning; none without masks"

@@ -21,6 +21,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 IGNORE = 255  # in a mask: no class
 MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG masks would be lossy
+GREY_FORMATS, GREY_MODES = ("PNG", "JPEG"), ("L", "LA", "RGB", "P")  # of saliency maps
 ORIENTATION = 0x0112  # EXIF's tag
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 # PIL warns from 89 megapixels on, though `data.max_pixels` allows more; its error from 179 on stays
@@ -128,6 +129,14 @@ def shrink(image: np.ndarray, longest_side: int | None) -> np.ndarray:
     return image if size == image.shape[:2] else np.array(_resized(Image.fromarray(image), size))
 
 
+def resize_grey(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[h,w] or float32[h,w] at (H, W), of the same dtype, bilinear (an average over the area where it shrinks):
+    no value lies outside those there were, as with Lanczos' filter."""
+    if values.shape == size:
+        return values
+    return np.array(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
@@ -214,6 +223,24 @@ def decode_mask(data: bytes, where: str, max_pixels: int | None = None) -> np.nd
 def decode_clean(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
     """bool[H,W] of a 1-bit PNG. Raises DataError for anything else."""
     return _load_png(data, where, ("1",), max_pixels)
+
+
+def decode_grey(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
+    """uint8[H,W] of a PNG or JPEG that shows nothing but grey: L, LA (the transparency is not looked at), RGB with
+    three equal channels, or P with a grey palette.
+
+    Raises DataError for colours, RGBA, 16-bit, 1-bit and unreadable files: what they mean as grey is not known.
+    """
+    image, *_ = _load(data, where, GREY_FORMATS, max_pixels)
+    found = _not_as_stored(image) or (f"pixel mode {image.mode}" if image.mode not in GREY_MODES else "")
+    if image.mode.startswith("I") or (image.format == "PNG" and data[24] == 16):  # of RGB and LA PIL drops the low byte
+        found = f"a 16-bit {image.format}"
+    pixels = np.array(image.convert("LA" if image.mode == "LA" else "RGB")) if not found else np.zeros((1, 1, 1))
+    if image.mode != "LA" and (pixels != pixels[..., :1]).any():
+        found = f"colours ({_colours(image)})"
+    if found:
+        raise DataError(f"{where}: found {found}; allowed: 8-bit grey, as L, LA, RGB of equal channels or P of greys")
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def voc_palette() -> np.ndarray:

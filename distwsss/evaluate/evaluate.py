@@ -1,7 +1,8 @@
 """mIoU of a segmenter on a split, single scale and multi-scale + flip, each without and with CRF. Called by `pipeline`.
 
 Every image is scored exactly once whatever the number of ranks: rank r takes images r, r + W, ..., all ranks take the
-same number (the last ones may repeat an image, which then counts nowhere), and the matrices are summed.
+same number (the last ones may repeat an image, which then counts nowhere), and the counts are summed. The counts of
+each image are kept beside the record, for intervals (`maths.bootstrap`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from distwsss.config import Config
 from distwsss.data.images import decode_image, shrink
 from distwsss.data.made_with import check_segmenter
 from distwsss.data.prepare import holds_split, prepare_split
+from distwsss.data.scoring import ImageCounts, write_image_counts
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
@@ -28,11 +30,19 @@ from distwsss.evaluate.scores import describe_checkpoint, notes, or_none, print_
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import Segmenter, open_segmenter
 from distwsss.inference.views import crf_planes, labels_at
-from distwsss.maths.miou import ConfusionMatrix
+from distwsss.maths.miou import ConfusionMatrix, class_counts
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
 from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
-from distwsss.runtime.layout import ROLES, evaluate_dir, evaluation_file, images_dir, other_images_dir, report_file
+from distwsss.runtime.layout import (
+    ROLES,
+    counts_file,
+    evaluate_dir,
+    evaluation_file,
+    images_dir,
+    other_images_dir,
+    report_file,
+)
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import Folder
 
@@ -68,11 +78,11 @@ def evaluate(
         log.info("evaluate: complete, skipped")
         record = _on_rank_0(lambda: read_json(path))
     else:
-        matrices = score(segmenter, verified(index), samples, config)
-        record = _record(config, index, len(samples), matrices)
+        scores = score(segmenter, verified(index), samples, config)
+        record = _record(config, index, len(samples), scores.matrices)
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
-        record["notes"] = notes(config, record)
-        _on_rank_0(lambda: write_json(path, record))
+        record |= {"notes": notes(config, record), "per_image": counts_file(path).name}
+        _on_rank_0(lambda: _write(path, record, ImageCounts([index.key(*place) for place in samples], scores.each)))
         if remake and ranks.rank() == 0:
             report_file(config).unlink(missing_ok=True)  # it shows what was replaced
         log.info(f"evaluate: {path}")
@@ -94,14 +104,32 @@ def images_to_score(config: Config, split: str) -> Folder:
     return prepare_split(config, split, lambda digest: other_images_dir(config, key_from_name(split), digest))
 
 
-def score(
-    segmenter: Segmenter, index: ShardIndex, samples: list[tuple[int, int]], config: Config
-) -> dict[str, ConfusionMatrix]:
-    """Confusion matrices over `samples`: single, multi and, where `evaluate.crf` is set, single_crf, multi_crf."""
+class Scores:
+    """Of each column: one confusion matrix over all samples, and int64[I,3,K], the counts of each of I samples."""
+
+    def __init__(self, columns: list[str], classes: int, samples: int) -> None:
+        self.matrices = {name: ConfusionMatrix(classes) for name in columns}
+        self.each = {name: np.zeros((samples, 3, classes), np.int64) for name in columns}
+
+    def add(self, column: str, sample: int, labels: np.ndarray, truth: np.ndarray) -> None:
+        one = ConfusionMatrix(self.matrices[column].num_classes)
+        one.update(labels, truth)
+        self.matrices[column].merge(one)
+        self.each[column][sample] = class_counts(one.matrix)
+
+    def sum_over_ranks(self, device: torch.device) -> Scores:
+        for column, matrix in self.matrices.items():
+            matrix.matrix = _all_sum(matrix.matrix, device)
+            self.each[column] = _all_sum(self.each[column], device)
+        return self
+
+
+def score(segmenter: Segmenter, index: ShardIndex, samples: list[tuple[int, int]], config: Config) -> Scores:
+    """Counts over `samples`: single, multi and, where `evaluate.crf` is set, single_crf, multi_crf."""
     rank, world = ranks.rank(), ranks.world_size()
     crf = config.evaluate.crf
     names = ["single", "multi"] if crf is None else ["single", "single_crf", "multi", "multi_crf"]
-    matrices = {name: ConfusionMatrix(len(index.classes)) for name in names}
+    scores = Scores(names, len(index.classes), len(samples))
     rounds = -(-len(samples) // world)
     with bounded_pool(config.hardware.workers if crf else 0) as submit:
         for number in track(range(rounds), rounds, "evaluate"):
@@ -115,27 +143,31 @@ def score(
                 if truth is None:  # a repeated image that keeps the ranks in step
                     continue
                 size = (truth.shape[0], truth.shape[1])
-                matrices[name].update(labels_at(probabilities, size), truth)
+                scores.add(name, turn, labels_at(probabilities, size), truth)
                 if crf is not None:
                     planes, classes = crf_planes(probabilities, crf.clip)
-                    submit(_counter(matrices[f"{name}_crf"], truth), crf_labels, image, planes, crf, classes, size)
+                    submit(_counter(scores, f"{name}_crf", turn, truth), crf_labels, image, planes, crf, classes, size)
                 del probabilities  # before the next forward
-    return _sum_over_ranks(matrices, segmenter.device)
+    return scores.sum_over_ranks(segmenter.device)
 
 
-def _counter(matrix: ConfusionMatrix, truth: np.ndarray) -> Callable[[np.ndarray], None]:
-    return lambda labels: matrix.update(labels, truth)
+def _counter(scores: Scores, column: str, sample: int, truth: np.ndarray) -> Callable[[np.ndarray], None]:
+    return lambda labels: scores.add(column, sample, labels, truth)
 
 
-def _sum_over_ranks(matrices: dict[str, ConfusionMatrix], device: torch.device) -> dict[str, ConfusionMatrix]:
+def _all_sum(counts: np.ndarray, device: torch.device) -> np.ndarray:
     if ranks.world_size() == 1:
-        return matrices
-    stacked = torch.from_numpy(np.stack([matrix.matrix for matrix in matrices.values()]))
-    stacked = stacked.to(device if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(stacked)
-    for matrix, total in zip(matrices.values(), stacked.cpu().numpy(), strict=True):
-        matrix.matrix = total
-    return matrices
+        return counts
+    tensor = torch.from_numpy(counts).to(device if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def _write(path: Path, record: dict[str, Any], each: ImageCounts) -> None:
+    """The record last: where it is, its counts are."""
+    columns = {name: counts.astype(np.uint32) for name, counts in each.columns.items()}
+    write_image_counts(counts_file(path), ImageCounts(each.keys, columns))
+    write_json(path, record)
 
 
 def _on_rank_0(function: Callable[[], Value]) -> Value:

@@ -1,33 +1,29 @@
 """How good the seeds and their vote are, measured with the train masks (METHOD section 7, Tables 4 and 9-11).
 
 Called by `pipeline` (`stats`) and by sweeps; `report` shows the dictionary. Nothing here reaches a training label.
-All figures come from two histograms over the labelled pixels (truth is not 255), counted shard by shard:
-truth x prediction for every seed, votes x truth x prediction for the vote.
+All figures come from the counts of `data.scoring`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distwsss.config import Config
-from distwsss.data.images import IGNORE, decode_mask, resize_labels
+from distwsss.config.stages import MEANS
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.made_with import check_images, check_seeds, check_vote
-from distwsss.data.shards.format import INDEX, key_from_name
+from distwsss.data.scoring import Counts, add_counts, count_tasks, own_threshold, shard_counts, write_image_counts
+from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
-from distwsss.data.shards.reader import read_fields, read_truth
-from distwsss.data.sources.listing import plain_name, stem_of
-from distwsss.errors import DataError, report_problems
 from distwsss.evaluate.scores import or_none, percent, print_table
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.miou import ConfusionMatrix
 from distwsss.maths.select import select_seeds
 from distwsss.runtime.artifacts import fingerprint, read_json, write_json
-from distwsss.runtime.layout import images_dir, pseudo_dir, quality_file, seeds_dir
+from distwsss.runtime.layout import counts_file, images_dir, pseudo_dir, quality_file, seeds_dir
 from distwsss.runtime.progress import log, say
-from distwsss.runtime.storage import Folder
 
 VOC_TRAIN_IMAGES = (1464, 10582)
 Quality = dict[str, Any]
@@ -44,63 +40,6 @@ WITHIN = {
     "agree_clean": "agree: clean",
     "disagree_noisy": "disagree: noisy",
 }
-
-
-@dataclass(frozen=True)
-class CountTask:
-    """Images of one shard, by position. `seeds`: None where the seed shards were dropped."""
-
-    images: Folder
-    pseudo: Folder
-    seeds: Folder | None
-    shard: int
-    positions: tuple[int, ...]
-
-
-@dataclass
-class Counts:
-    """`seeds`: int64[m,K,K+1]; `votes`: int64[V+1,K,K+1], V seeds voting; the last column is "no label" (255)."""
-
-    seeds: np.ndarray
-    votes: np.ndarray
-
-
-def _histogram(truth: np.ndarray, labels: np.ndarray, votes: np.ndarray | None, most: int, classes: int) -> np.ndarray:
-    """int64[most+1,K,K+1] of votes (0 where None), truth and labels over the labelled pixels."""
-    known = truth != IGNORE
-    columns = np.where(labels == IGNORE, classes, labels)[known].astype(np.int64)
-    rows = truth[known].astype(np.int64)
-    if votes is not None:
-        rows += votes[known].astype(np.int64) * classes
-    shape = (most + 1, classes, classes + 1)
-    counts = np.bincount(rows * (classes + 1) + columns, minlength=int(np.prod(shape)))
-    return counts.reshape(shape)
-
-
-def shard_counts(task: CountTask) -> Counts:
-    """The histograms of one shard's images that have a mask; plain and picklable, like the other per-shard work."""
-    images, pseudo = load_index(task.images, "images"), load_index(task.pseudo, "pseudo")
-    seeds = load_index(task.seeds, "seeds") if task.seeds else None
-    classes, voters = len(images.classes), len(pseudo.extra["seeds"])
-    fields = [f"s{k}.png" for k in range(len(seeds.extra["seeds"]))] if seeds else []
-    per_seed = np.zeros((len(fields), classes, classes + 1), np.int64)
-    per_vote = np.zeros((voters + 1, classes, classes + 1), np.int64)
-    for position in task.positions:
-        truth, key = read_truth(images, task.shard, position), images.key(task.shard, position)
-        if truth is None:
-            continue
-        found = read_fields(pseudo, task.shard, position, ["label.png", "votes.png"])
-        labels, votes = (_at(truth, found[field], f"{key}.{field}") for field in ("label.png", "votes.png"))
-        per_vote += _histogram(truth, labels, votes, voters, classes)
-        maps = read_fields(seeds, task.shard, position, fields) if seeds else {}
-        for k, field in enumerate(fields):
-            per_seed[k] += _histogram(truth, _at(truth, maps[field], f"{key}.{field}"), None, 0, classes)[0]
-    return Counts(per_seed, per_vote)
-
-
-def _at(truth: np.ndarray, data: bytes, where: str) -> np.ndarray:
-    """A map at the size of the truth, which is larger where the photograph was shrunk."""
-    return resize_labels(decode_mask(data, where), (truth.shape[0], truth.shape[1]))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
@@ -147,17 +86,11 @@ def _chosen(index: ShardIndex, keys: set[str] | None, exclude: set[str] | None) 
 
 
 def _count(config: Config, images: ShardIndex, pseudo: ShardIndex, seeds: ShardIndex | None, keys: set[str]) -> Counts:
-    for other in (pseudo, seeds):
-        if other is not None:
-            images.check_same_images(other)
     parts: list[Counts] = []
     with bounded_pool(config.hardware.workers) as submit:
-        for shard, positions in enumerate(images.select(keys.__contains__).positions):
-            if positions:
-                folder = seeds.folder if seeds else None
-                task = CountTask(images.folder, pseudo.folder, folder, shard, tuple(positions))
-                submit(parts.append, shard_counts, task)
-    return Counts(sum(part.seeds for part in parts), sum(part.votes for part in parts))  # type: ignore[arg-type]
+        for task in count_tasks(images, pseudo, seeds, keys):
+            submit(parts.append, shard_counts, task)
+    return add_counts(parts)
 
 
 def _notes(config: Config, images: ShardIndex, scored: int, total: int) -> list[str]:
@@ -172,13 +105,14 @@ def _notes(config: Config, images: ShardIndex, scored: int, total: int) -> list[
 
 
 def _describe(images: ShardIndex, names: list[str], voters: list[str], counts: Counts) -> Quality:
+    assert counts.votes is not None  # there is a vote
     seeds = {name: _scores(matrix) for name, matrix in zip(names, counts.seeds, strict=True)}
     known = {name: [np.nan if v is None else v for v in scores["iou"]] for name, scores in seeds.items()}
     return {
         "split": images.parameters.get("split"),
         "classes": list(images.classes),
         "vote_on": voters,
-        "selected": select_seeds(known),
+        "selected": select_seeds({name: iou for name, iou in known.items() if name not in MEANS}),
         "seeds": seeds,
         "aggregate": _scores(counts.votes.sum(axis=0)),
         "thresholds": [_threshold(counts.votes, t) for t in range(1, len(voters) + 1)],
@@ -195,21 +129,12 @@ def stats(config: Config) -> Quality | None:
     return quality
 
 
-def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
-    """The shard keys of `data.tuning_ids`, ids with or without suffix. Raises DataError for ids not in `index`."""
-    known = set(index.all().keys())
-    keys = {name: key_from_name(stem_of(plain_name(name))) for name in config.data.tuning_ids}
-    problems = [f"{name!r} is not the id of an image there" for name, key in keys.items() if key not in known]
-    if problems:
-        raise DataError(report_problems(f"`data.tuning_ids`: not all in {index.folder}; correct them", problems))
-    return set(keys.values())
-
-
 def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str] | None = None) -> Quality | None:
     """Quality of every seed, of the vote, and of its clean pixels at every t; None where no train image has a mask.
 
-    `keys`: only these shard keys; `exclude`: all but these. Without `keys` it is written to run_dir/seeds/quality.json,
-    and read back from there while shards, masks and `exclude` are the same. All figures are shares in 0..1, None where
+    `keys`: only these shard keys; `exclude`: all but these. Without `keys` it is written to run_dir/seeds/quality.json
+    (the counts of each image beside it, in the file that `per_image` names), and read back from there while shards,
+    masks and `exclude` are the same. All figures are shares in 0..1, None where
     undefined (a class that does not occur):
 
     split, classes, images (scored), vote_on, threshold, selected (what METHOD section 2's rule keeps), notes,
@@ -241,11 +166,13 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     quality = {
         **_describe(images, names, list(pseudo.extra["seeds"]), counts),
         "images": len(chosen),
-        "threshold": pseudo.parameters["threshold"],
+        "threshold": own_threshold(pseudo),
         "notes": _notes(config, images, len(chosen), len(images)),
         "parameters": parameters,
     }
     if keys is None:
+        write_image_counts(counts_file(path), counts.each)
+        quality["per_image"] = counts_file(path).name
         write_json(path, quality)
     return quality
 

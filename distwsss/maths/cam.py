@@ -41,20 +41,24 @@ def compute_cams(
     base_size: int | None = None,
     cam_scales: tuple[float, ...] | list[float] = (1.0,),
     half: torch.dtype | None = None,
+    kept: Tensor | None = None,
+    reduce: str = "mean",
 ) -> list[np.ndarray]:
     """ReLU(w_i^T f) of each image plus that of its flip (flipped back), at feature resolution.
 
     classifier: in eval mode, `maps`, `mean` and `std` as models.classifier; images: uint8[H,W,3] RGB, all of one size;
     labels: the L present classes of each, 1..N -> float16[L,h,w] each, not normalised. `base_size`: longest side at
     scale 1.00 (default: the images' own). With several `cam_scales` (multiplied by `scale`) the CAMs are summed at the
-    first one's size. `half`: dtype of autocast (None: float32).
+    first one's size. `half`: dtype of autocast (None: float32). `kept`, `reduce`: as `Classifier.maps`, B,P,C of the
+    images (a flip keeps its image's channels).
     """
+    both = {} if kept is None else {"kept": torch.cat([kept, kept]), "reduce": reduce}
     base = 1.0 if base_size is None else base_size / max(images[0].shape[:2])
     total: Tensor | None = None
     for cam_scale in cam_scales:
         pixels = torch.cat([scaled_input(image, scale * base * cam_scale, classifier) for image in images])
         with torch.autocast(pixels.device.type, half, enabled=half is not None):
-            maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)])).float()  # 2B,N,h,w
+            maps = classifier.maps(torch.cat([pixels, pixels.flip(-1)]), **both).float()  # 2B,N,h,w
         cam = maps[: len(images)] + maps[len(images) :].flip(-1)
         if total is None:
             total = cam

@@ -1,4 +1,8 @@
-"""Streaming confusion matrix and mIoU (Eq. 11). Called by `evaluate` and the training loop."""
+"""Streaming confusion matrix and mIoU (Eq. 11). Called by `evaluate` and the training loop.
+
+IoU takes three numbers a class: *hits* (predicted where true), *predicted* and *true* pixels. They add up over images,
+so those of each image are enough for the mIoU of any choice of images (`maths.bootstrap`).
+"""
 
 from __future__ import annotations
 
@@ -46,13 +50,30 @@ class ConfusionMatrix:
 
     def iou(self) -> np.ndarray:
         """float64[K] in 0..1; NaN for a class in neither prediction nor target."""
-        matrix = np.asarray(self.matrix)
-        hits = np.diagonal(matrix).astype(np.float64)
-        union = matrix.sum(1) + matrix[:, :-1].sum(0) - hits
-        with np.errstate(invalid="ignore"):
-            return np.where(union > 0, hits / np.where(union > 0, union, 1), np.nan)
+        return iou_of(class_counts(self.matrix))
 
     def miou(self) -> float:
         """Mean over the classes that occur; NaN when none does."""
-        iou = self.iou()
-        return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+        return float(miou_of(class_counts(self.matrix)))
+
+
+def class_counts(matrix: np.ndarray) -> np.ndarray:
+    """int64[...,3,K], hits, predicted and true pixels of each class, of confusion matrices int64[...,K,K+1]."""
+    matrix = np.asarray(matrix)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return np.stack([hits, matrix[..., :-1].sum(-2), matrix.sum(-1)], axis=-2)
+
+
+def iou_of(counts: np.ndarray) -> np.ndarray:
+    """float64[...,K] in 0..1 of `class_counts` [...,3,K]; NaN for a class in neither prediction nor target."""
+    hits, predicted, true = (np.asarray(counts, np.float64)[..., row, :] for row in range(3))
+    union = predicted + true - hits
+    return np.where(union > 0, hits / np.where(union > 0, union, 1), np.nan)
+
+
+def miou_of(counts: np.ndarray) -> np.ndarray:
+    """float64[...] in 0..1 of `class_counts` [...,3,K]: the mean over the classes that occur; NaN where none does."""
+    iou = iou_of(counts)
+    known = ~np.isnan(iou)
+    number = known.sum(-1)
+    return np.where(number > 0, np.where(known, iou, 0.0).sum(-1) / np.where(number > 0, number, 1), np.nan)

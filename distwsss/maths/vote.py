@@ -1,4 +1,4 @@
-"""The vote over seeds (METHOD section 3). Called by `seeds.chunk`. Imports no torch."""
+"""The vote over seeds (METHOD section 3). Called by `seeds.votes`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def vote(seeds: np.ndarray, scores: np.ndarray | None = None) -> tuple[np.ndarra
         labels[better] = candidate[better]
         votes[better] = count[better]
     return labels, votes
+
+
+def agreement(seeds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many of the seeds uint8[m,H,W] have the label uint8[H,W] at each pixel, uint8[H,W]; 0 where it is 255."""
+    return ((seeds == labels) & (labels != ABSTAIN)).sum(axis=0, dtype=np.uint8)

@@ -40,9 +40,17 @@ class Classifier(nn.Module):
         """Scores the loss is summed over (one here)."""
         return [self(images)]
 
-    def maps(self, images: Tensor) -> Tensor:
-        """images B,3,H,W -> B,N,h,w: ReLU(w_i^T f), Eq. 2 before its normalisation."""
-        return torch.relu(self.head(self.dropout(self.backbone(images))))
+    def maps(self, images: Tensor, kept: Tensor | None = None, reduce: str = "mean") -> Tensor:
+        """images B,3,H,W -> B,N,h,w: ReLU(w_i^T f), Eq. 2 before its normalisation.
+
+        kept: float B,P,C, what each channel is multiplied by in each of P passes of the last dropout (C channels before
+        the convolution), whose maps are reduced by their `mean` or `max`; None: one pass, in eval mode without dropout.
+        """
+        features = self.backbone(images)
+        if kept is None:
+            return torch.relu(self.head(self.dropout(features)))
+        passes = [torch.relu(self.head(features * one[..., None, None])) for one in kept.unbind(1)]
+        return torch.stack(passes).amax(0) if reduce == "max" else torch.stack(passes).mean(0)
 
     def checkpoint_activations(self) -> None:
         """Recompute the backbone's blocks in backward rather than keep what they computed."""

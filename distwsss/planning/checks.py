@@ -15,19 +15,21 @@ from pathlib import Path
 from distwsss.config import Config
 from distwsss.config.networks import BackboneSection
 from distwsss.config.training import OptimSection
-from distwsss.errors import ConfigError, DistwsssError, report_problems
+from distwsss.errors import ConfigError, DistwsssError, relative_to, report_problems
+from distwsss.models.weights import saliency
 from distwsss.models.weights.files import weights_file
 from distwsss.models.weights.published import unobtainable
 from distwsss.planning.facts import DataFacts, cores
 from distwsss.planning.times import stored_pixels
-from distwsss.runtime import ray_pool
+from distwsss.runtime import onnx, ray_pool
 from distwsss.runtime.device import pick_device
 from distwsss.runtime.layout import run_dir, shard_dir
 from distwsss.runtime.memory import available_memory
 from distwsss.runtime.storage import Remote
 
 JPEG_BYTES = 0.4  # of a photograph, per pixel: those of cameras and data sets have 0.2 to 0.5
-MAP_BYTES = 8_000  # of one seed's palette PNG and its gray map
+MAP_BYTES = 16_000  # of one seed's palette PNG and its marginals
+SALIENCY_BYTES = 20_000  # of a saliency map's PNG
 PROCESS_GB = 0.6  # a worker process with torch, before it holds a photograph
 CRF_BYTES = 30  # per pixel, seed and class: 12 megapixels took 7 GB with 8 seeds of two or three classes
 FORWARD_BYTES = 280  # per pixel of a forward: `lite` at stride 16 (2 megapixels at scale 1.25 took 1.0 GB)
@@ -58,6 +60,8 @@ def run_problems(
         if stage in stages:
             faults, sizes[stage] = network(section.backbone)
             yield from (f"{stage}.{fault}" for fault in faults)
+    if "saliency" in stages:
+        yield from _saliency(config)
     if "train" in stages and config.train.weights:
         yield from _file("train.weights", config.train.weights)
     if data:
@@ -82,6 +86,7 @@ def _packages(config: Config, stages: Collection[str]) -> Iterator[str]:
         "deepspeed": ("hardware.deepspeed", hardware.deepspeed and trains, "distwsss[deepspeed]"),
         "tensorboard": ("hardware.trackers", "tensorboard" in hardware.trackers and trains, "tensorboard"),
         "wandb": ("hardware.trackers", "wandb" in hardware.trackers and trains, "wandb"),
+        "onnxruntime": ("saliency.model", config.saliency.model and "saliency" in stages, onnx.EXTRA),
         "pycocotools": ("data.dataset: coco", config.data.dataset == "coco" and "prepare" in stages, "distwsss[coco]"),
     }
     for module, (key, needed, package) in wanted.items():
@@ -134,6 +139,15 @@ def missing_weights(section: BackboneSection) -> Iterator[str]:
         yield problem
 
 
+def _saliency(config: Config) -> Iterator[str]:
+    """What is missing of the network or folder that maps are to come from."""
+    section = config.saliency
+    if section.model is not None and (problem := saliency.unobtainable(section.model)):
+        yield problem
+    if section.folder is not None and not Path(section.folder).is_dir():
+        yield f"saliency.folder: found no folder {Path(section.folder).absolute()}{relative_to(section.folder)}"
+
+
 def _file(key: str, path: str) -> Iterator[str]:
     try:
         found = weights_file(path)
@@ -167,8 +181,9 @@ def _existing(folder: Path) -> Path:
 def _shard_bytes(config: Config, stages: Collection[str], data: DataFacts) -> float:
     photograph = stored_pixels(config, data) * 1e6 * JPEG_BYTES
     images = (data.photographs + data.scored) * photograph if "prepare" in stages else 0.0
-    maps = MAP_BYTES * (len(config.seed_names()) + 3)
-    return images + (data.photographs * (photograph + maps) if "seeds" in stages else 0.0)
+    maps = MAP_BYTES * (len(config.map_names()) + 2)
+    cues = data.photographs * SALIENCY_BYTES if "saliency" in stages else 0.0
+    return images + cues + (data.photographs * (photograph + maps) if "seeds" in stages else 0.0)
 
 
 def _checkpoint_bytes(config: Config, sizes: dict[str, float]) -> float:
@@ -212,7 +227,7 @@ def _seeds_gb(config: Config, data: DataFacts, pixels: float) -> float:
     shards = -(-data.photographs // config.prepare.shard_size)
     workers = max(1, min(config.hardware.workers, cores(), shards))
     classes = 1 + max(1.0, data.tags_each)
-    return workers * (PROCESS_GB + pixels * CRF_BYTES * len(config.seed_names()) * classes / 1e9)
+    return workers * (PROCESS_GB + pixels * CRF_BYTES * (len(config.seed_names()) + 1) * classes / 1e9)
 
 
 def _evaluate_gb(config: Config, data: DataFacts, pixels: float) -> float:

@@ -29,6 +29,7 @@ from distwsss.runtime.layout import (
     images_dir,
     pseudo_dir,
     quality_file,
+    saliency_dir,
     seeds_dir,
     segmenter_dir,
     times_file,
@@ -45,8 +46,10 @@ OTHER = 0.25, 30.0  # share and seconds by which what is left must differ from w
 def complete_stages(config: Config) -> dict[str, bool]:
     """Stage -> whether its results lie there. Of which configuration each stage finds out itself."""
     classifiers = [done_file(classifier_dir(config, p)) for p in config.classify.dropouts]
+    asked = config.saliency.name is not None
     return {
         "prepare": (images_dir(config, "train") / INDEX).is_file(),
+        "saliency": not asked or (saliency_dir(config) / INDEX).is_file(),
         "classify": all(path.is_file() for path in classifiers),
         "seeds": (pseudo_dir(config) / INDEX).is_file(),
         "stats": quality_file(config).is_file(),
@@ -60,6 +63,7 @@ def _begun_stages(config: Config) -> set[str]:
     """Those of which an earlier attempt left a part: their time says nothing about the others'."""
     folders: dict[str, list[Folder]] = {
         "prepare": [images_dir(config, "train")],
+        "saliency": [saliency_dir(config)] if config.saliency.name is not None else [],
         "classify": [*(classifier_dir(config, p) for p in config.classify.dropouts)],
         "seeds": [seeds_dir(config), pseudo_dir(config)],
         "train": [segmenter_dir(config)],

@@ -11,8 +11,9 @@ from typing import Any
 
 from distwsss.config import Config
 from distwsss.data.changes import MASKS
-from distwsss.data.made_with import classifier_section, seed_keys, vote_keys
+from distwsss.data.made_with import classifier_section, seed_keys
 from distwsss.data.prepare import changed_splits
+from distwsss.data.saliency import saliency_parameters, source_digest
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import load_index
 from distwsss.runtime.artifacts import differences, read_json
@@ -22,6 +23,7 @@ from distwsss.runtime.layout import (
     images_dir,
     pseudo_dir,
     quality_file,
+    saliency_dir,
     seeds_dir,
     segmenter_dir,
 )
@@ -31,6 +33,7 @@ from distwsss.train.earlier import recorded
 KEPT = "kept"
 NOT_THERE = "to be made"
 IMAGES = "photographs, tags or classes"
+SALIENCY = "saliency maps"
 
 
 def remake_lines(config: Config, warm_start: bool) -> dict[str, str]:
@@ -39,13 +42,16 @@ def remake_lines(config: Config, warm_start: bool) -> dict[str, str]:
     prepared = "; ".join(f"{role}: {', '.join(found)}" for role, found in changed.items())
     complete = (images_dir(config, "train") / INDEX).is_file()
     images = "" if complete and all(line.startswith(MASKS) for line in changed.get("train", [])) else IMAGES
-    classify = _classify(config, images)
-    seeds = _seeds(config, images or (classify and "classifiers"))
-    vote = _why(_index(pseudo_dir(config)), vote_keys(config), seeds and "seeds")
+    maps = _saliency(config, images)
+    cue, of_seeds = (SALIENCY if maps else ""), config.seeds.uses_saliency()
+    classify = _classify(config, images or (cue if config.classify.saliency else ""))
+    seeds = _seeds(config, images or (classify and "classifiers") or (cue if of_seeds else ""))
+    vote = _why(_index(pseudo_dir(config)), config.vote_keys(), seeds and "seeds")
     masks = "masks" if "train" in changed else ""
     train = _train(config, {"vote": vote and "pseudo-labels", "truth": images or masks}, seeds and "seeds")
     lines = {
         "prepare": prepared and f"anew: {prepared}" if complete else NOT_THERE,
+        "saliency": maps,
         "classify": classify + ("; from the weights of those before" if classify and warm_start else ""),
         "seeds": "; ".join(filter(None, (seeds, vote and f"the vote {vote}"))),
         "stats": _why(_record(quality_file(config)), {}, ((seeds or vote) and "seeds or vote") or masks),
@@ -66,16 +72,36 @@ def _why(found: dict[str, Any] | None, own: dict[str, Any], read: str) -> str:
     return f"anew, as {', '.join(reasons)} changed" if reasons else ""
 
 
-def _classify(config: Config, images: str) -> str:
-    """Of the classifiers; also where the image shards were replaced since they were trained."""
+def _saliency(config: Config, images: str) -> str:
+    """Of the saliency maps; nothing where none are asked for."""
+    if config.saliency.name is None:
+        return ""
+    found = _index(saliency_dir(config))
+    if found is None or images:
+        return _why(found, {}, images)
+    index = load_index(images_dir(config, "train"), "images")
+    return _why(found, saliency_parameters(config, index, source_digest(config, index) or ""), "")
+
+
+def _classify(config: Config, read: str) -> str:
+    """Of the classifiers; also where what they read was replaced since they were trained."""
     own = {"seed": config.seed, "classify": classifier_section(config)}
-    now = {} if images else {"inputs": {"images": load_index(images_dir(config, "train"), "images").fingerprint}}
+    now = {} if read else _inputs(config)
     lines = {}
     for p in config.classify.dropouts:
         found = recorded(classifier_dir(config, p))
-        stale = found is not None and now and differences({"inputs": found.get("inputs")}, now).get("inputs.images")
-        lines[p] = _why(found, own, images or (IMAGES if stale else ""))
+        stale = differences({"inputs": found.get("inputs")}, {"inputs": now}) if found is not None and now else {}
+        which = [what for key, what in (("images", IMAGES), ("saliency", SALIENCY)) if f"inputs.{key}" in stale]
+        lines[p] = _why(found, own, read or ", ".join(which))
     return "; ".join(f"p = {p:.2f} {why}" for p, why in lines.items() if why)
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Fingerprints of the shards that classifiers are trained on."""
+    folders = {"images": images_dir(config, "train")}
+    if config.classify.saliency is not None:
+        folders["saliency"] = saliency_dir(config)
+    return {kind: load_index(folder, kind).fingerprint for kind, folder in folders.items()}
 
 
 def _seeds(config: Config, read: str) -> str:
@@ -87,7 +113,7 @@ def _seeds(config: Config, read: str) -> str:
 
 
 def _train(config: Config, read: dict[str, str], seeds: str) -> str:
-    own = {"seed": config.seed, "train": config.train.parameters()}
+    own = {"seed": config.segmenter_seed(), "train": config.train.parameters()}
     return _why(recorded(segmenter_dir(config)), own, read.get(config.train.labels, seeds))
 
 

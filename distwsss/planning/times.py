@@ -48,14 +48,19 @@ MORE_CORES = 0.85  # of a core's work, that each further one adds to a network's
 DECODE, ENCODE = 0.01, 0.05  # CPU seconds per megapixel of a JPEG (decode; encode and shrink)
 AUGMENT = 0.08  # CPU seconds per megapixel of crop: decode, scale, colours
 EVALUATE = 1.0  # CPU seconds per megapixel and way (single, multi): upsampling to full size, argmax, matrices
+SALIENCY = 0.4  # CPU seconds of u2netp for a photograph, whatever its size (0.3 to 0.5 measured); of a folder's, little
 COMPARE = 0.05  # CPU seconds per megapixel and seed of `stats`
 PICTURE = 0.1  # seconds of one photograph's row in the report
-START = {"prepare": 3.0, "classify": 3.0, "seeds": 10.0, "stats": 0.5, "train": 3.0, "evaluate": 2.0, "report": 1.0}
+START = {
+    "prepare": 3.0, "saliency": 1.0, "classify": 3.0, "seeds": 10.0, "stats": 0.5, "train": 3.0, "evaluate": 2.0,
+    "report": 1.0,
+}  # fmt: skip
 
 
 def stage_times(config: Config, data: DataFacts, machine: MachineFacts) -> dict[str, float]:
     """Stage -> seconds, as long as nothing of it is done."""
-    return {name: START[name] + rule(config, data, machine) for name, rule in RULES.items()}
+    names = [name for name in RULES if name != "saliency" or config.saliency.name is not None]
+    return {name: START[name] + RULES[name](config, data, machine) for name in names}
 
 
 def stored_pixels(config: Config, data: DataFacts) -> float:
@@ -127,6 +132,13 @@ def _prepare(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     return images * megapixels * (3 * DECODE + shrunk) / _processes(config, machine, images)
 
 
+def _saliency(config: Config, data: DataFacts, machine: MachineFacts) -> float:
+    """By a network; a folder's maps are decoded twice: checked, then packed."""
+    each = SALIENCY if config.saliency.model else (2 * DECODE + ENCODE) * data.pixels / 1e6
+    shards = -(-data.photographs // config.prepare.shard_size)
+    return data.photographs * each / _processes(config, machine, shards)
+
+
 def _classify(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     section = config.classify
     one = _training(config, data, machine, section.backbone, section.optim, section.augment)
@@ -141,7 +153,7 @@ def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
     # 2: the flip; a CAM worker has `threads` threads
     forward = forward_seconds(config, machine, config.classify.backbone, section.output_stride)
     cams = 2 * base * views * len(config.classify.dropouts) * forward
-    crf = crf_seconds(megapixels, seeds, data.tags_each) * config.seeds.crf.iterations / 10
+    crf = crf_seconds(megapixels, seeds + 1, data.tags_each) * config.seeds.crf.iterations / 10
     processes = _processes(config, machine, shards)
     if _rate(config, machine) is None:
         return data.photographs * (cams + crf) / processes
@@ -149,7 +161,7 @@ def _seeds(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 
 def _stats(config: Config, data: DataFacts, machine: MachineFacts) -> float:
-    return data.masks * data.pixels / 1e6 * COMPARE * (len(config.seed_names()) + 2)
+    return data.masks * data.pixels / 1e6 * COMPARE * (len(config.map_names()) + 2)
 
 
 def _train(config: Config, data: DataFacts, machine: MachineFacts) -> float:
@@ -174,6 +186,7 @@ def _report(config: Config, data: DataFacts, machine: MachineFacts) -> float:
 
 RULES: dict[str, Callable[[Config, DataFacts, MachineFacts], float]] = {
     "prepare": _prepare,
+    "saliency": _saliency,
     "classify": _classify,
     "seeds": _seeds,
     "stats": _stats,

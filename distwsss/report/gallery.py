@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from distwsss.config.schema import Config
+from distwsss.config.stages import MEANS
 from distwsss.data.images import IGNORE, decode_clean, decode_image, decode_mask
+from distwsss.data.scoring import own_threshold
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import read_fields, read_json_field, read_truth
 from distwsss.inference.segmenter import Segmenter
@@ -59,10 +61,11 @@ def _seed_tiles(index: ShardIndex, place: tuple[int, int]) -> list[tuple[str, st
     names = list(index.extra["seeds"])
     fields = read_fields(index, *place, [f"s{number}.png" for number in range(len(names))])
     where = f"{index.folder}: {index.key(*place)}"
+    maps = {f"s{number}.png": name for number, name in enumerate(names)}
     return [
-        (f"seed {name}", pictures.label_map(decode_mask(fields[f"s{number}.png"], f"{where}.s{number}.png")))
-        for number, name in enumerate(names)
-        if f"s{number}.png" in fields
+        (name if name in MEANS else f"seed {name}", pictures.label_map(decode_mask(fields[field], f"{where}.{field}")))
+        for field, name in maps.items()
+        if field in fields
     ]
 
 
@@ -73,7 +76,8 @@ def _vote_tiles(index: ShardIndex, place: tuple[int, int], config: Config) -> li
     votes = decode_mask(fields["votes.png"], f"{where}.votes.png")
     t = config.train.vote_threshold
     if t is None:
-        t, clean = index.parameters["threshold"], decode_clean(fields["clean.png"], f"{where}.clean.png")
+        t = own_threshold(index)
+        clean = decode_clean(fields["clean.png"], f"{where}.clean.png")
     else:
         clean = (votes >= t) & (labels != IGNORE)
     return [

@@ -11,6 +11,7 @@ from typing import Any
 from distwsss.config.crf import CRFParams
 from distwsss.config.load import shown_yaml
 from distwsss.config.schema import Config
+from distwsss.config.stages import SELECTED
 from distwsss.data.images import IGNORE, voc_palette
 from distwsss.data.made_with import check_images, check_segmenter, check_vote
 from distwsss.data.shards.format import INDEX
@@ -133,18 +134,23 @@ def _data(config: Config, indexes: dict[Role, ShardIndex]) -> str:
     return page.section("Data", *parts)
 
 
+def _voters(config: Config) -> str:
+    names = ", ".join(config.voting_seeds())
+    return f"those selected from {names}" if config.seeds.vote_on == SELECTED else names
+
+
 def _made_by(config: Config) -> str:
     train, seeds, files = config.train, config.seeds, describing_files(config)
-    t = train.vote_threshold or config.vote_threshold()
+    t = train.vote_threshold or config.vote_threshold() or "all that vote"
     facts = {
         "classifiers": f"{config.classify.backbone.name}, dropout p = {', '.join(map(str, config.classify.dropouts))}, "
         f"{config.classify.optim.duration}, batch {config.classify.optim.global_batch}",
         "seeds": f"scales {', '.join(map(str, seeds.scales))}, alpha {seeds.alpha}, {seeds.normalise}, "
         f"CRF {_crf(seeds.crf)}",
-        "vote": f"{', '.join(config.voting_seeds())}; clean: votes >= {t}",
+        "label of a pixel": f"{seeds.label}; votes of {_voters(config)}; clean: votes >= {t}",
         "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}, "
         f"temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
-        "seed of the random numbers": str(config.seed),
+        "seed of the random numbers": f"{config.seed}; of the segmenter's {config.segmenter_seed()}",
     }
     parts = [page.pairs(facts)]
     command, environment = files["command"], _json(files["environment"])

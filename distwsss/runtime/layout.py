@@ -8,10 +8,11 @@
                                       of classifiers scores.npy average_precision.json;
                                       while one is remade, old/: the one before;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
-      seeds/                          quality.json labels.json quarantine.jsonl ray.json
-      evaluate/                       val.json train.json ...; images-SPLIT-DIGEST/ of other data
+      seeds/                          quality.json quality.counts.npz labels.json selected.json quarantine.jsonl
+                                      ray.json
+      evaluate/                       val.json val.counts.npz train.json ...; images-SPLIT-DIGEST/ of other data
       report/index.html
-    shards/NAME/ (`paths.shards`)     images/train/ images/val/ seeds/ pseudo/
+    shards/NAME/ (`paths.shards`)     images/train/ images/val/ saliency/MODEL/ seeds/ pseudo/VOTE/
 
 Relative paths of the configuration are relative to the folder where the command was started; what is returned is
 absolute, so that a message shows where was looked. A *role* (train, val) is what a split is for; its *split* is the
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from distwsss.config import Config
+from distwsss.config.stages import SELECTED
 from distwsss.errors import ConfigError, report_problems
+from distwsss.runtime.artifacts import fingerprint
 from distwsss.runtime.storage import Folder, Scratch, folder_at
 
 Role: TypeAlias = Literal["train", "val"]
@@ -161,6 +164,11 @@ def labels_file(config: Config) -> Path:
     return run_dir(config) / "seeds" / "labels.json"
 
 
+def selected_file(config: Config) -> Path:
+    """Which seeds `vote_on: selected` took, and by which masks."""
+    return run_dir(config) / "seeds" / "selected.json"
+
+
 def ray_file(config: Config) -> Path:
     """Which nodes of a Ray cluster made the seeds."""
     return run_dir(config) / "seeds" / "ray.json"
@@ -173,6 +181,11 @@ def evaluate_dir(config: Config) -> Path:
 def evaluation_file(config: Config, name: str) -> Path:
     """The scores of a checkpoint on a split: `val`, `train`, or a name that tells data and checkpoint."""
     return evaluate_dir(config) / f"{name}.json"
+
+
+def counts_file(record: Path) -> Path:
+    """Counts of each image beside a record of scores."""
+    return record.with_suffix(".counts.npz")
 
 
 def other_images_dir(config: Config, split: str, digest: str) -> Path:
@@ -197,12 +210,27 @@ def images_dir(config: Config, role: Role) -> Folder:
     return shard_dir(config) / "images" / role
 
 
+def saliency_dir(config: Config) -> Folder:
+    """Saliency maps of the train split, of the network or folder that the configuration names."""
+    name = config.saliency.name
+    if name is None:
+        raise ConfigError(
+            "`saliency`: found neither `model` nor `folder`; allowed: one of them, such as saliency.model=u2netp "
+            "(docs/saliency.md)"
+        )
+    return shard_dir(config) / "saliency" / name
+
+
 def seeds_dir(config: Config) -> Folder:
     return shard_dir(config) / "seeds"
 
 
 def pseudo_dir(config: Config) -> Folder:
-    return shard_dir(config) / "pseudo"
+    """Pseudo-label shards of the configuration's vote; those of other votes over the same seeds lie beside it."""
+    keys = config.vote_keys()
+    voters = "selected" if keys["vote_on"] == SELECTED else f"{len(keys['vote_on'])}seeds"
+    name = f"{keys['label']}-{voters}-t{keys['threshold'] or 'all'}-{fingerprint(keys)[:8]}"
+    return shard_dir(config) / "pseudo" / name
 
 
 def check_absolute_roots(config: Config) -> None:

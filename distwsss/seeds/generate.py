@@ -26,11 +26,15 @@ from distwsss.runtime.layout import quarantine_file, report_file, seeds_dir
 from distwsss.runtime.pool import spread
 from distwsss.runtime.progress import log, track
 from distwsss.runtime.storage import remove_tree
-from distwsss.seeds.chunk import SeedResult, SeedTask, photos_digest, vote_shard, whole_shard
+from distwsss.seeds.chunk import SeedResult, SeedTask, photos_digest, whole_shard
 from distwsss.seeds.labels import check_labels
 from distwsss.seeds.on_ray import check_roots, use_ray, work_on_ray
 from distwsss.seeds.plan import SeedsPlan, plan_seeds
 from distwsss.seeds.progress import SeedProgress
+from distwsss.seeds.select import known_voters, select_voters
+from distwsss.seeds.votes import vote_shard
+
+MAP_BYTES = 16_000  # a label map with its marginals, of a photograph of 500 x 375 pixels
 
 _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 
@@ -45,8 +49,10 @@ def run_seeds(config: Config, on_bad: str = "fail", remake: bool = False) -> Non
     check_roots(config)
     plan = plan_seeds(config)
     dropped = not config.seeds.keep_maps and not (seeds_dir(config) / INDEX).is_file()
-    if not (dropped and _is_voted(plan, remake)):
+    plan = known_voters(plan) if dropped else plan
+    if not (dropped and plan.vote_task is not None and _is_voted(plan, remake)):
         generate_seeds(plan, on_bad, remake)
+    plan = select_voters(plan)
     vote_seeds(plan, remake)
     if not config.seeds.keep_maps:
         remove_tree(seeds_dir(config))
@@ -55,7 +61,7 @@ def run_seeds(config: Config, on_bad: str = "fail", remake: bool = False) -> Non
 
 def generate_seeds(plan: SeedsPlan, on_bad: str = "fail", remake: bool = False) -> None:
     """CAM and CRF of every (p, scale) over the train image shards, to shards/NAME/seeds; the vote on the way, to
-    shards/NAME/pseudo, whose index `vote_seeds` writes.
+    shards/NAME/pseudo/VOTE, whose index `vote_seeds` writes.
 
     `on_bad`: an image whose CAM or CRF raises ends the run (`fail`, DataError naming it), or all its seeds abstain
     (`quarantine`: label 255, listed in runs/NAME/seeds/quarantine.jsonl).
@@ -65,9 +71,10 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail", remake: bool = False) 
         seeds.remove_stale()
         log.info("seeds: complete, skipped")
         return
-    voted = _is_voted(plan, remake)  # refuses here what it would refuse after hours of work
+    # refuses here what it would refuse after hours of work; without a vote yet, none is made on the way
+    voted = plan.vote_task is None or _is_voted(plan, remake)
     names = plan.config.seed_names()
-    free_space_check(seeds.folder, len(images) * len(names) * 8_000, "seeds")
+    free_space_check(seeds.folder, len(images) * len(plan.config.map_names()) * MAP_BYTES, "seeds")
     seeds.remove_stale()
     vote.remove_stale()
     if remake:
@@ -82,7 +89,7 @@ def generate_seeds(plan: SeedsPlan, on_bad: str = "fail", remake: bool = False) 
         for task, result in work:
             about = {"devices": result.devices, "photos": result.photos, "bad": result.bad}
             seeds.publish(task.shard, result.seeds, **about)
-            if not voted and vote.finished(task.shard, remake) is None:
+            if not voted and result.pseudo is not None and vote.finished(task.shard, remake) is None:
                 vote.publish(task.shard, result.pseudo)
             progress.shard_done(task.shard)
     progress.close()
@@ -132,7 +139,7 @@ def _complete_seeds(plan: SeedsPlan, on_bad: str) -> None:
         write_bytes(path, "".join(f"{json.dumps({'id': k, 'reasons': [v]})}\n" for k, v in bad.items()).encode())
         log.warning(f"seeds: those of {len(bad)} images abstain, see {path}")
     devices = "+".join(sorted({device for record in records for device in record["devices"]}))
-    extra = {"seeds": plan.config.seed_names(), "versions": _versions(devices), "quarantined": sorted(bad)}
+    extra = {"seeds": plan.config.map_names(), "versions": _versions(devices), "quarantined": sorted(bad)}
     extra["photos"] = [record.get("photos") for record in records]
     seeds.complete(count, plan.images.classes, extra)
 
@@ -151,7 +158,9 @@ def _processes(config: Config, shards: int) -> int | None:
 
 
 def vote_seeds(plan: SeedsPlan, remake: bool = False) -> None:
-    """The vote of `seeds.vote_on` at t = `seeds.threshold`, to shards/NAME/pseudo."""
+    """The labels of `seeds.label` with the votes of `seeds.vote_on` at t = `seeds.threshold`, to
+    shards/NAME/pseudo/VOTE."""
+    assert plan.vote_task is not None, "the seeds that vote are selected first"
     images, seeds, vote = plan.images, plan.seeds, plan.vote
     if _is_voted(plan, remake):
         vote.remove_stale()
@@ -168,7 +177,7 @@ def vote_seeds(plan: SeedsPlan, remake: bool = False) -> None:
     work = partial(vote_shard, images.folder, seeds.folder, plan.vote_task)
     for shard, packed in track(spread(work, todo, plan.config.hardware.workers), len(todo), "vote", "shard"):
         vote.publish(shard, packed)
-    extra = {"seeds": plan.config.voting_seeds(), "seed_parameters": seeds.parameters}
+    extra = {"seeds": list(plan.vote_task.names), "t": plan.vote_task.threshold, "seed_parameters": seeds.parameters}
     vote.complete(len(images.shards), images.classes, extra)
 
 

@@ -13,7 +13,8 @@ from distwsss.runtime.artifacts import write_json
 from distwsss.runtime.layout import check_absolute_roots, ray_file
 from distwsss.runtime.progress import log
 from distwsss.runtime.ray_schedule import Wanted, schedule
-from distwsss.seeds.chunk import SeedResult, SeedTask, cam_shard, seed_shard
+from distwsss.seeds.cams import cam_shard
+from distwsss.seeds.chunk import SeedResult, SeedTask, seed_shard
 from distwsss.seeds.progress import SeedProgress
 
 
@@ -34,7 +35,8 @@ def work_on_ray(config: Config, tasks: list[SeedTask], progress: SeedProgress) -
     """(task, result) as shards are finished. Raises RunError when a piece of work failed as often as is allowed."""
     load = ray_pool.Load()
     with ray_pool.connect(config.hardware.ray, max(1, config.hardware.workers)):
-        ray_pool.check_visible([tasks[0].images / INDEX, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
+        maps = [] if tasks[0].saliency is None else [tasks[0].saliency / INDEX]
+        ray_pool.check_visible([tasks[0].images / INDEX, *maps, *(cam.classifier / WEIGHTS for cam in tasks[0].cams)])
         wanted = wanted_steps(config.hardware, len(tasks), len(tasks[0].cams))
         steps = schedule(wanted, config.hardware.device, *ray_pool.resources())
         log.info(f"seeds: Ray, {steps[0].actors} CAM actor(s), {steps[1].actors} CRF worker(s)")

@@ -5,11 +5,14 @@ Called by `seeds.generate`. The index is loaded and the classifiers are verified
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distwsss.config import Config
+from distwsss.config.stages import SELECTED
 from distwsss.data.made_with import check_classifier, check_images, seed_parameters, vote_parameters
+from distwsss.data.saliency import open_saliency
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.stage import ShardStage
 from distwsss.errors import CheckpointError
@@ -24,20 +27,25 @@ from distwsss.runtime.layout import (
     pseudo_dir,
     seeds_dir,
 )
-from distwsss.seeds.chunk import CamTask, SeedTask, VoteTask
+from distwsss.runtime.storage import Folder
+from distwsss.seeds.cams import CamTask
+from distwsss.seeds.chunk import SeedTask
+from distwsss.seeds.votes import VoteTask
 
 
 @dataclass(frozen=True)
 class SeedsPlan:
     """`seeds` and `vote`: the two folders of shards, each with the parameters its fingerprint covers. `classifiers`: a
-    verified checkpoint for each p of `config.classify.dropouts`."""
+    verified checkpoint for each p of `config.classify.dropouts`. `vote_task`: None before the seeds that vote are
+    selected, which needs all seeds (`with_voters`)."""
 
     config: Config
     images: ShardIndex
     classifiers: list[Path]
-    vote_task: VoteTask
+    vote_task: VoteTask | None
     seeds: ShardStage
     vote: ShardStage
+    saliency: Folder | None = None
 
     def chunk(self, shard: int, quarantine: bool) -> SeedTask:
         """The work on one shard: its CAM tasks in the order of the seeds' names, p outermost."""
@@ -49,7 +57,26 @@ class SeedsPlan:
             for folder in self.classifiers
             for scale in section.scales
         )
-        return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine)
+        return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine, self.saliency)
+
+
+    def with_voters(self, selected: dict[str, Any]) -> SeedsPlan:
+        """The plan once the seeds that vote are known. selected: as `seeds.select` records it."""
+        voters = list(selected["seeds"])
+        vote = replace(self.vote, parameters=vote_parameters(self.config, self.seeds.parameters, selected))
+        return replace(self, vote_task=vote_task(self.config, voters), vote=vote)
+
+
+def vote_task(config: Config, voters: list[str]) -> VoteTask:
+    """The vote of the seeds named `voters`."""
+    maps, label = config.map_names(), config.seeds.label
+    return VoteTask(
+        tuple(maps.index(name) for name in voters),
+        tuple(voters),
+        config.vote_threshold() or len(voters),
+        None if label == "vote" else maps.index(label),
+        config.seeds.ties == "scores",
+    )
 
 
 def plan_seeds(config: Config) -> SeedsPlan:
@@ -61,15 +88,17 @@ def plan_seeds(config: Config) -> SeedsPlan:
         check_classifier(config, p)
     digests = [recorded_sha256(folder, WEIGHTS) for folder in classifiers]
     weights = {f"{p:.2f}": digest for p, digest in zip(config.classify.dropouts, digests, strict=True)}
-    seeds = seed_parameters(config, images, weights)
-    voters, names = config.voting_seeds(), config.seed_names()
+    maps = open_saliency(config, images) if config.seeds.uses_saliency() else None
+    seeds = seed_parameters(config, images, weights, maps.fingerprint if maps else None)
+    known = None if config.seeds.vote_on == SELECTED else vote_task(config, config.voting_seeds())
     return SeedsPlan(
         config,
         images,
         classifiers,
-        VoteTask(tuple(names.index(name) for name in voters), tuple(voters), config.vote_threshold()),
+        known,
         ShardStage("seeds", "seeds", seeds_dir(config), seeds),
         ShardStage("vote", "pseudo", pseudo_dir(config), vote_parameters(config, seeds)),
+        maps.folder if maps else None,
     )
 
 

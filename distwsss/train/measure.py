@@ -19,6 +19,7 @@ from torch import nn
 from distwsss.config import Config
 from distwsss.data.batches.loader import share_batch
 from distwsss.data.doubtful import Doubt, first_doubts, write_doubts
+from distwsss.data.holdout import MEASURED_FROM, classifier_held_out_keys, image_tags
 from distwsss.data.images import decode_image
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import ShardIndex, load_index
@@ -40,7 +41,6 @@ from distwsss.runtime.layout import (
 from distwsss.runtime.progress import log, track
 from distwsss.train.engine.accelerate import all_sum, end_accelerator, make_accelerator
 from distwsss.train.engine.zero_config import deepspeed_config
-from distwsss.train.holdout import MEASURED_FROM, classifier_held_out_keys, image_tags
 
 LONGEST = 320  # pixels of a photograph's longest side: what is in it is seen there too, in a fraction of the time
 SHOWN = 20  # classes whose average precision the log names

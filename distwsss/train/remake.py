@@ -23,7 +23,7 @@ from distwsss.runtime.artifacts import (
     recorded_sha256,
 )
 from distwsss.runtime.faults import fault_point
-from distwsss.runtime.layout import checkpoints_dir, done_file, pointer, retired_dir, training_lock
+from distwsss.runtime.layout import checkpoints_dir, counts_file, done_file, pointer, retired_dir, training_lock
 from distwsss.runtime.progress import log
 from distwsss.train.checkpoint import finished_folders
 from distwsss.train.earlier import INIT_FROM, recorded, start_classifier
@@ -71,7 +71,8 @@ def retire_records(training: Path, evaluations: Path) -> None:
     for path in evaluations.glob("*.json"):
         if read_json(path).get("parameters", {}).get("inputs", {}).get("checkpoint") in weights:
             retired_dir(training).mkdir(exist_ok=True)
-            os.replace(path, retired_dir(training) / path.name)
+            for file in filter(Path.is_file, (path, counts_file(path))):
+                os.replace(file, retired_dir(training) / file.name)
 
 
 def drop_retired(training: Path) -> None:

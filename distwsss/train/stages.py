@@ -159,7 +159,7 @@ def _run(
         return
     folder.mkdir(parents=True, exist_ok=True)
     clear = partial(_replace, config, folder, task.parameters) if remake else None
-    fit(task, config.hardware, folder, config.seed, resume, init_from, config_text(config), clear)
+    fit(task, config.hardware, folder, task.seed, resume, init_from, config_text(config), clear)
     _clear(folder)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distwsss.config import Config
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
+from distwsss.data.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.data.made_with import check_images, check_seeds, check_vote, classifier_section
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import Selection, ShardIndex, load_index
@@ -30,14 +31,13 @@ from distwsss.models.weights.network import weights_origin, weights_read
 from distwsss.runtime.layout import images_dir, pseudo_dir, seeds_dir
 from distwsss.runtime.progress import log
 from distwsss.runtime.seeding import derive_seed
-from distwsss.train.holdout import classifier_held_out_keys, held_out_keys
 from distwsss.train.terms import Parts, segmenter_terms
 
 
 @dataclass
 class Task:
-    """See the module's docstring. `parameters` are what the stage's fingerprint covers, `origin` where what training
-    starts from was found, for the record."""
+    """See the module's docstring. `seed`: of sample order, augmentation and dropout; `parameters` are what the stage's
+    fingerprint covers, `origin` where what training starts from was found, for the record."""
 
     name: str
     model: nn.Module
@@ -45,6 +45,7 @@ class Task:
     selection: Selection
     optim: OptimSection
     augment: AugmentSection
+    seed: int
     parameters: dict[str, Any]
     counts: Callable[[Batch], list[float]]
     sums: Callable[[Any, Batch], tuple[Tensor, Parts]]
@@ -62,6 +63,7 @@ def classifier_task(config: Config, dropout: float) -> Task:
     kept_out = classifier_held_out_keys(index, section.holdout)
     torch.manual_seed(derive_seed(config.seed, "classify", dropout))  # initial weights of the new layers
     model = Classifier(section.backbone, index.classes, dropout, section.dropout_layer)
+    seed = config.seed if section.streams == "shared" else derive_seed(config.seed, "streams", dropout)
     parameters = {
         "seed": config.seed,
         "classify": classifier_section(config),
@@ -71,10 +73,11 @@ def classifier_task(config: Config, dropout: float) -> Task:
     return Task(
         name=f"classify {dropout:.2f}",
         model=model,
-        samples=ClassifierSamples(index, section.augment, model.mean, model.std, config.seed),
+        samples=ClassifierSamples(index, section.augment, model.mean, model.std, seed),
         selection=index.select(lambda key: key not in kept_out),
         optim=section.optim,
         augment=section.augment,
+        seed=seed,
         parameters=parameters,
         counts=lambda batch: [len(batch.image)],
         sums=classifier_sums,
@@ -106,19 +109,24 @@ def segmenter_task(config: Config) -> Task:
     for index in (photos, seeds, images if held_out and photos is not images else None):
         if index is not None:
             verified(index)
-    torch.manual_seed(derive_seed(config.seed, "train"))
+    torch.manual_seed(derive_seed(config.segmenter_seed(), "train"))
     model = build_segmenter(section, photos.classes)
     model.longest_side = images.parameters.get("prepare", {}).get("longest_side")  # for whoever predicts with it
     terms = segmenter_terms(section, model)
     return Task(
         name="train",
         model=model,
-        samples=SegmenterSamples(photos, seeds, section, model.mean, model.std, config.seed),
+        samples=SegmenterSamples(photos, seeds, section, model.mean, model.std, config.segmenter_seed()),
         selection=selection,
         optim=section.optim,
         augment=section.augment,
+        seed=config.segmenter_seed(),
         # what was held out, not what was asked for: masks that came or went make it another run
-        parameters={"seed": config.seed, "train": {**section.parameters(), "holdout": holdout}, "inputs": inputs},
+        parameters={
+            "seed": config.segmenter_seed(),
+            "train": {**section.parameters(), "holdout": holdout},
+            "inputs": inputs,
+        },
         counts=terms.counts,
         sums=terms.sums,
         weights=terms.weights,

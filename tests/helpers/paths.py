@@ -8,3 +8,4 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs"
 VOC_MINI = Path(os.environ.get("DISTWSSS_DATA", REPOSITORY.parent / "shared" / "data" / "voc_mini"))
+U2NETP = VOC_MINI.parent / "models" / "u2netp.onnx"

@@ -12,6 +12,7 @@ from distwsss.cli import main
 from distwsss.config import Config
 from distwsss.config.load import load_config
 from distwsss.data.doubtful import read_doubts
+from distwsss.data.holdout import image_tags
 from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.format import key_from_name
@@ -22,7 +23,6 @@ from distwsss.maths.average_precision import average_precision
 from distwsss.maths.cam import scaled_input
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import classifier_dir, doubtful_tags_file, images_dir
-from distwsss.train.holdout import image_tags
 from distwsss.train.stages import classify
 from helpers.small import TINY_BACKBONE, make_config, write_config, write_images
 

@@ -101,7 +101,7 @@ def test_a_remake_ends_with_the_bytes_of_a_fresh_run(
         assert f"remake: {stage}: " in said.partition("== prepare")[0]
     assert results(copy) == results(fresh)
     assert not list(copy.rglob("old*"))
-    assert sorted(path.name for path in (copy / "run/evaluate").iterdir()) == ["val.json"]
+    assert sorted(path.name for path in (copy / "run/evaluate").iterdir()) == ["val.counts.npz", "val.json"]
     page = (copy / "run/report/index.html").read_text()
     assert "hat" in page
     assert "not run" not in page

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distwsss.config import Config
 from distwsss.data.batches.plan import Sample
+from distwsss.data.holdout import held_out_keys
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index
 from distwsss.errors import CheckpointError, ConfigError, RunError, ShardError
@@ -25,7 +26,6 @@ from distwsss.runtime.artifacts import manifest_problems, read_pointer
 from distwsss.runtime.layout import pseudo_dir, run_dir
 from distwsss.train import checkpoint, stages, steps
 from distwsss.train.checkpoint import finished_folders, newest_checkpoint, write_checkpoint
-from distwsss.train.holdout import held_out_keys
 from distwsss.train.loop import fit
 from distwsss.train.stages import classify, train
 from distwsss.train.task import Task, classifier_task, segmenter_task

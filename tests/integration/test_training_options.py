@@ -1,4 +1,4 @@
-"""Short trainings: activations recomputed instead of kept, and the file of weights that a run starts from."""
+"""Short trainings: activations recomputed instead of kept, the file of weights that a run starts from, and seeds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from distwsss.config import Config
 from distwsss.config.networks import BackboneSection
 from distwsss.data.prepare import prepare
 from distwsss.errors import ConfigError
-from distwsss.runtime.layout import classifier_dir
+from distwsss.runtime.artifacts import read_pointer
+from distwsss.runtime.layout import classifier_dir, pointer, segmenter_dir
 from distwsss.train.loop import fit
-from distwsss.train.stages import classify
+from distwsss.train.stages import classify, train
 from distwsss.train.task import classifier_task, segmenter_task
-from helpers.small import weights, write_pseudo
+from helpers.small import weights, write_images, write_pseudo
 
 
 def test_recomputed_activations_train_to_the_same_weights(prepared: Config, tmp_path: Path) -> None:
@@ -71,3 +72,15 @@ def test_a_run_records_its_weights_and_refuses_others(tiny, tmp_path: Path) -> N
     (folder / "done.json").unlink()  # as one that was killed: it would go on from its checkpoint
     with pytest.raises(ConfigError, match=r"inputs\.weights: was"):
         classify(again)
+
+
+def test_a_segmenter_of_its_own_seed_is_that_of_a_run_with_it(tiny, tmp_path: Path) -> None:
+    """Initial weights, order of the photographs and augmentation: the same bytes."""
+    found = []
+    for name, seed, own in (("own", 0, 5), ("run", 5, None), ("other", 0, None)):
+        section = {"holdout": 0.0, "labels": "truth", "seed": own}
+        config = tiny(tmp_path / name, seed=seed, train=section)
+        write_images(config, "train", 4)
+        train(config)
+        found.append(weights(read_pointer(pointer(segmenter_dir(config)))))
+    assert found[0] == found[1] != found[2]

@@ -18,16 +18,22 @@ INDEX = "index.json"
 INDEX_DIGEST = "index.json.sha256"
 MAX_KEY = 200
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
-FIELD = re.compile(r"jpg|json|(truth|label|votes|clean|s(0|[1-9][0-9]{0,3}))\.png")
-FIELDS = "jpg, json, truth.png, label.png, votes.png, clean.png, s0.png, s1.png, ..."
+FIELD = re.compile(r"jpg|json|(truth|label|votes|clean|saliency|[sm](0|[1-9][0-9]{0,3}))\.png")
+FIELDS = "jpg, json, truth.png, label.png, votes.png, clean.png, saliency.png, s0.png, ..., m0.png, ..."
 
-# Per kind: the fields every sample has. Seed shards hold s0.png .. s{m-1}.png, m from the index.
+# Per kind: the fields every sample has. Seed shards hold s0.png .. s{m-1}.png, m from the index, and m0.png .. alike.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "images": ("jpg", "json"),
+    "saliency": ("saliency.png",),
     "seeds": ("s0.png",),
     "pseudo": ("jpg", "label.png", "votes.png", "clean.png", "json"),
 }
-MADE_BY = {"images": "distwsss prepare", "seeds": "distwsss seeds", "pseudo": "distwsss seeds"}
+MADE_BY = {
+    "images": "distwsss prepare",
+    "saliency": "distwsss saliency",
+    "seeds": "distwsss seeds",
+    "pseudo": "distwsss seeds",
+}
 
 
 def key_from_name(name: str) -> str:

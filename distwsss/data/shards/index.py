@@ -111,7 +111,7 @@ def _check_index(value: Any, kind: str | None) -> None:
 
 
 def load_index(folder: Folder, kind: str | None = None) -> ShardIndex:
-    """The index of `folder`, checked against its sha256; with `kind` (`images`, `seeds`, `pseudo`) only of that kind.
+    """The index of `folder`, checked against its sha256; with `kind` (one of `format.REQUIRED`) only of that kind.
 
     Raises ShardError when it is missing, damaged, of another format or kind, or names a key twice.
     """

@@ -1,4 +1,5 @@
-"""A folder of shards made one by one, so that a killed stage goes on. Called by `data.prepare` and `seeds.generate`.
+"""A folder of shards made one by one, so that a killed stage goes on. Called by `data.prepare`, `saliency.maps`
+and `seeds.generate`.
 
 Every published shard has a record beside it, `NAME.tar.json`, that says which parameters made it; the index, which
 takes the records in, comes last. Only the process that holds the run's lock publishes.
@@ -30,7 +31,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class ShardStage:
-    """The folder, the kind of shards in it (`images`, `seeds`, `pseudo`), and the parameters of all of them. `name`:
+    """The folder, the kind of shards in it (`format.REQUIRED`), and the parameters of all of them. `name`:
     what messages call the stage."""
 
     name: str

@@ -12,7 +12,7 @@ from distwsss.config import Config
 from distwsss.data.made_with import check_images, check_seeds, check_segmenter, check_vote, seed_parameters
 from distwsss.data.shards.format import INDEX_DIGEST, digest_line
 from distwsss.data.shards.index import load_index
-from distwsss.errors import ConfigError
+from distwsss.errors import ConfigError, ShardError
 from distwsss.runtime.artifacts import read_json, to_json, write_json
 from distwsss.runtime.layout import images_dir, pseudo_dir
 from distwsss.train.task import segmenter_task
@@ -55,7 +55,7 @@ def voted(config: Config) -> None:
     """Pseudo-label shards that say what they are of, as those of the stage `seeds` do."""
     index = load_index(images_dir(config, "train"))
     of = seed_parameters(config, index, {"0.10": "a", "0.30": "b"})
-    write_pseudo(config, seeds=config.voting_seeds(), threshold=config.vote_threshold(), vote_on=config.voting_seeds())
+    write_pseudo(config, seeds=config.voting_seeds(), **config.vote_keys())
     path = pseudo_dir(config) / "index.json"
     rewrite(path, lambda value: {**value, "seed_parameters": of})
 
@@ -67,13 +67,22 @@ def rewrite(path: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     (path.parent / INDEX_DIGEST).write_bytes(digest_line(data))
 
 
-@pytest.mark.parametrize(("key", "value"), [("seeds.base_size", 64), ("seeds.threshold", 2), ("seeds.vote_on", None)])
-def test_training_alone_refuses_a_vote_of_another_configuration(key: str, value: Any, tmp_path: Path) -> None:
+def test_training_alone_refuses_a_vote_of_other_seeds(tmp_path: Path) -> None:
     config = made(tmp_path)
     voted(config)
     assert segmenter_task(config)
-    other = changed(tmp_path, key, value or ["0.10-1.00", "0.10-1.20", "0.30-1.00"])
-    with pytest.raises(ConfigError, match=r"the vote .*was made with other parameters:\n  .*" + key.split(".")[1]):
+    other = changed(tmp_path, "seeds.base_size", 64)
+    with pytest.raises(ConfigError, match=r"the vote .*was made with other parameters:\n  .*base_size"):
+        segmenter_task(other)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seeds.threshold", 2), ("seeds.ties", "first"), ("seeds.label", "vote")])
+def test_training_alone_finds_no_vote_but_its_own(key: str, value: Any, tmp_path: Path) -> None:
+    config = made(tmp_path)
+    voted(config)
+    other = changed(tmp_path, key, value)
+    assert pseudo_dir(other) != pseudo_dir(config)
+    with pytest.raises(ShardError, match="distwsss seeds"):
         segmenter_task(other)
 
 

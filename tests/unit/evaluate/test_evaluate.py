@@ -21,6 +21,7 @@ from distwsss.config.crf import CRFParams
 from distwsss.config.schema import Config
 from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare
+from distwsss.data.scoring import read_image_counts
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import read_fields
 from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
@@ -30,6 +31,7 @@ from distwsss.evaluate.scores import describe_checkpoint, table_rows
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import open_segmenter
 from distwsss.inference.views import Views, crf_planes, predict_probabilities
+from distwsss.maths.miou import miou_of
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import images_dir, run_dir, segmenter_dir
 from helpers.crf_reference import crf_inference
@@ -82,6 +84,23 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
 def test_matrices_equal_counting_by_hand(scored: Scored, name: str, multi_scale: bool) -> None:
     predicted = predictions(scored.config, scored.checkpoint, multi_scale)
     assert scored.record["confusion"][name] == count_by_hand(predicted, scored.masks, 3)
+
+
+@pytest.mark.parametrize(("name", "multi_scale"), [("single", False), ("multi", True)])
+def test_counts_of_each_image_equal_counting_by_hand(scored: Scored, name: str, multi_scale: bool) -> None:
+    found = read_image_counts(run_dir(scored.config) / "evaluate" / scored.record["per_image"])
+    assert found.keys == load_index(images_dir(scored.config, "val"), "images").all().keys()
+    predicted = predictions(scored.config, scored.checkpoint, multi_scale)
+    for counts, prediction, truth in zip(found.columns[name], predicted, scored.masks, strict=True):
+        matrix = np.array(count_by_hand([prediction], [truth], 3))
+        assert counts.tolist() == [np.diag(matrix).tolist(), matrix[:, :3].sum(0).tolist(), matrix.sum(1).tolist()]
+
+
+def test_counts_of_the_images_add_up_to_every_figure(scored: Scored) -> None:
+    found = read_image_counts(run_dir(scored.config) / "evaluate" / scored.record["per_image"])
+    assert found.columns.keys() == scored.record["miou"].keys()
+    for name, counts in found.columns.items():
+        assert miou_of(counts.sum(axis=0)) == pytest.approx(scored.record["miou"][name])
 
 
 def test_every_matrix_counts_the_labelled_pixels(scored: Scored) -> None:
@@ -313,9 +332,12 @@ def own(tmp_path: Path) -> Callable[..., Config]:
 
 
 def evaluated(config: Config, split: str | None = None) -> list[str]:
-    """What an evaluation leaves beside what was there."""
+    """What an evaluation leaves beside what was there; the counts of images lie beside each record."""
     assert evaluate(config, split) is not None
-    return sorted(path.name for path in (run_dir(config) / "evaluate").iterdir())
+    names = {path.name for path in (run_dir(config) / "evaluate").iterdir()}
+    counts = {name.replace(".json", ".counts.npz") for name in names if name.endswith(".json")}
+    assert counts <= names
+    return sorted(names - counts)
 
 
 def test_naming_the_runs_own_data_uses_its_shards(own: Callable[..., Config]) -> None:

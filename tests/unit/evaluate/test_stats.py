@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from distwsss.data.images import encode_palette
-from distwsss.errors import ShardError
+from distwsss.data.scoring import add_counts, count_tasks, read_image_counts, shard_counts
+from distwsss.data.shards.index import load_index
+from distwsss.errors import DataError, ShardError
 from distwsss.evaluate.stats import print_quality, seed_quality
+from distwsss.maths.miou import miou_of
 from distwsss.maths.vote import vote
-from distwsss.runtime.artifacts import to_json
+from distwsss.runtime.artifacts import to_json, write_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir
 from helpers.small import make_config, picture, write_pseudo, write_seeds, write_shards
 
@@ -226,3 +229,46 @@ def test_printed(config, capsys):
     assert math.isclose(sum(cells), 100, abs_tol=0.21)
     for phrase in ("4 images scored", "1 train images are not scored", "selection rule would keep", *CLASSES):
         assert phrase in text
+
+
+def by_hand(number, column):
+    """Hits, predicted and true pixels of each class in one image."""
+    at_own_threshold = [pixel for pixel in pixels([number]) if column != "clean" or pixel[3] >= 2]
+    pairs = [(t, seeds[NAMES.index(column)] if column in NAMES else label) for t, seeds, label, _ in at_own_threshold]
+    hits = [sum(t == p == c for t, p in pairs) for c in range(len(CLASSES))]
+    predicted = [sum(p == c for _, p in pairs) for c in range(len(CLASSES))]
+    return [hits, predicted, [sum(t == c for t, _ in pairs) for c in range(len(CLASSES))]]
+
+
+def test_counts_of_each_image_lie_beside_the_record(config):
+    quality = seed_quality(config)
+    found = read_image_counts(run_dir(config) / "seeds" / quality["per_image"])
+    assert found.keys == ["k0", "k1", "k2", "k3"]
+    assert list(found.columns) == [*NAMES, "aggregate", "clean"]
+    for name, counts in found.columns.items():
+        assert counts.tolist() == [by_hand(number, name) for number in range(4)]
+    assert miou_of(found.columns["aggregate"].sum(axis=0)) == pytest.approx(quality["aggregate"]["miou"])
+
+
+def test_seeds_are_counted_without_a_vote(config):
+    images, seeds = load_index(images_dir(config, "train"), "images"), load_index(seeds_dir(config), "seeds")
+    found = add_counts([shard_counts(task) for task in count_tasks(images, None, seeds, {"k1", "k2"})])
+    assert found.votes is None
+    assert found.each.keys == ["k1", "k2"]
+    assert list(found.each.columns) == NAMES
+    assert found.each.columns[NAMES[0]].tolist() == [by_hand(1, NAMES[0]), by_hand(2, NAMES[0])]
+
+
+def test_a_record_without_counts_is_read(tmp_path):
+    config = build(tmp_path)
+    first = seed_quality(config)
+    path = run_dir(config) / "seeds" / "quality.json"
+    (path.parent / first.pop("per_image")).unlink()
+    write_json(path, first)
+    assert seed_quality(config) == first
+
+
+def test_a_file_that_holds_no_counts_is_named(tmp_path):
+    (tmp_path / "val.counts.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match="found no counts of images"):
+        read_image_counts(tmp_path / "val.counts.npz")

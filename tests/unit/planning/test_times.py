@@ -31,7 +31,7 @@ def settings(**sections: Any) -> Config:
 def test_more_photographs_take_longer(name: str) -> None:
     more = replace(DATA, photographs=4000, scored=1000, masks=4000)
     epochs = {"optim": {"duration": "20 epochs"}}
-    config = settings(classify=epochs, train=epochs)
+    config = settings(classify=epochs, train=epochs, saliency={"model": "u2netp"})
     assert stage_times(config, more, CPU)[name] > 2 * stage_times(config, DATA, CPU)[name]
 
 

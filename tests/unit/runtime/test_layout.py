@@ -38,7 +38,7 @@ IN_SHARDS: dict[str, Callable[[Config], Folder]] = {
     "images/train": lambda config: layout.images_dir(config, "train"),
     "images/val": lambda config: layout.images_dir(config, "val"),
     "seeds": layout.seeds_dir,
-    "pseudo": layout.pseudo_dir,
+    "pseudo/mean_cam-8seeds-t8-7786fb73": layout.pseudo_dir,
 }
 
 

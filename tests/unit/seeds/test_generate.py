@@ -13,6 +13,7 @@ import torch
 
 from distwsss.config.load import dump_yaml
 from distwsss.data.images import decode_clean, decode_image, decode_mask
+from distwsss.data.shards.format import key_from_name
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.verify import verify
@@ -22,8 +23,8 @@ from distwsss.maths.cam import cam_to_full, compute_cam, probabilities
 from distwsss.maths.crf import refine
 from distwsss.maths.vote import vote
 from distwsss.models.export import from_pretrained
-from distwsss.runtime.artifacts import write_json
-from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, shard_dir
+from distwsss.runtime.artifacts import read_json, write_json
+from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, selected_file, shard_dir
 from distwsss.seeds.generate import generate_seeds, run_seeds, vote_seeds
 from distwsss.seeds.plan import plan_seeds
 from helpers.small import flip_a_bit, make_config, merged, write_classifiers, write_images
@@ -32,7 +33,8 @@ CLASSES = ["background", "cat", "dog", "hat"]
 LABELS = [[1], [2, 3], [], [1, 3], [2]]  # one image without labels
 SIZES = [(40 + 3 * number, 60 - 5 * number) for number in range(5)]
 NAMES = ["0.10-1.00", "0.10-1.20", "0.30-1.00", "0.30-1.20"]
-SEEDS = {"scales": [1.0, 1.2], "alpha": 1.0, "vote_on": [NAMES[0], NAMES[3], NAMES[1]], "threshold": 2}
+VOTERS = [NAMES[0], NAMES[3], NAMES[1]]
+SEEDS = {"scales": [1.0, 1.2], "alpha": 1.0, "label": "vote", "vote_on": VOTERS, "threshold": 2}
 
 
 def settings(folder, **sections):
@@ -71,43 +73,53 @@ def reference(tmp_path_factory):
 
 
 def test_every_seed_is_cam_crf_argmax(reference):
-    """Each seed anew and by itself: its CAM at its scale, its own CRF, the class of the largest marginal."""
+    """Each seed anew and by itself: its CAM at its scale, its own CRF, the class of the largest marginal; then the CRF
+    of the mean of their CAMs, and the mean of their marginals."""
     config, index = reference, load_index(seeds_dir(reference), "seeds")
-    assert index.extra["seeds"] == NAMES
+    assert index.extra["seeds"] == [*NAMES, "mean_cam", "mean_marginals"]
     assert index.classes == CLASSES
     photos = samples_of(images_dir(config, "train"), "images", ["jpg", "json"])
-    found = samples_of(seeds_dir(config), "seeds", [f"s{k}.png" for k in range(5)])
+    found = samples_of(seeds_dir(config), "seeds", [f"{kind}{k}.png" for kind in "sm" for k in range(7)])
     assert list(found) == list(photos)
     seen = set()
     for key, members in found.items():
-        assert list(members) == ["s0.png", "s1.png", "s2.png", "s3.png"]
+        assert sorted(members) == sorted(f"{kind}{k}.png" for kind in "sm" for k in range(6))
         image, labels = decode_image(photos[key]["jpg"], key), json.loads(photos[key]["json"])["labels"]
-        for name, data in zip(NAMES, members.values(), strict=True):
-            seed = decode_mask(data, key)
+        for k, marginals in enumerate(marginals_alone(config, image, labels)):
+            seed, score = decode_mask(members[f"s{k}.png"], key), decode_mask(members[f"m{k}.png"], key)
             assert seed.shape == image.shape[:2]
-            if not labels:
-                assert (seed == 0).all()
-                continue
-            p, scale = name.split("-")
-            classifier = from_pretrained(run_dir(config) / "classify" / p / "checkpoints" / "step-00000001")
-            cam = cam_to_full(compute_cam(classifier, image, labels, float(scale), None, [1.0]), *image.shape[:2])
-            marginals = refine(image, probabilities(cam, 1.0, "sum")[None], config.seeds.crf)[0]
             top = np.sort(marginals, axis=0)
-            decided = top[-1] - top[-2] > 1e-3
+            decided = top[-1] - top[-2] > 1e-3 if labels else np.ones(seed.shape, bool)
             np.testing.assert_array_equal(seed[decided], np.array([0, *labels])[marginals.argmax(axis=0)][decided])
+            np.testing.assert_allclose(score, 255 * top[-1], atol=0.6)
             seen |= set(np.unique(seed).tolist())
     assert len(seen) > 1
 
 
+def marginals_alone(config, image, labels):
+    """float32[L+1,H,W] of each seed, of the mean of their CAMs, and the seeds' mean."""
+    if not labels:
+        return [np.ones((1, *image.shape[:2]))] * 6
+    cams = []
+    for p, scale in (name.split("-") for name in NAMES):
+        classifier = from_pretrained(run_dir(config) / "classify" / p / "checkpoints" / "step-00000001")
+        cam = compute_cam(classifier, image, labels, float(scale), None, [1.0])
+        cams.append(cam_to_full(cam, *image.shape[:2]))
+    alone = [refine(image, probabilities(cam, 1.0, "sum")[None], config.seeds.crf)[0] for cam in [*cams, sum(cams) / 4]]
+    return [*alone, sum(alone[:4]) / 4]
+
+
 def test_pseudo_labels_are_the_vote_of_the_named_seeds(reference):
     photos = samples_of(images_dir(reference, "train"), "images", ["jpg", "json"])
-    seeds = samples_of(seeds_dir(reference), "seeds", ["s0.png", "s3.png", "s1.png"])
+    fields = ["s0.png", "s3.png", "s1.png"]
+    seeds = samples_of(seeds_dir(reference), "seeds", [*fields, "m0.png", "m3.png", "m1.png"])
     index = load_index(pseudo_dir(reference), "pseudo")
-    assert index.extra["seeds"] == [NAMES[0], NAMES[3], NAMES[1]]
-    fields = ["jpg", "label.png", "votes.png", "clean.png", "json"]
-    for key, found in samples_of(pseudo_dir(reference), "pseudo", fields).items():
-        voters = [decode_mask(seeds[key][field], key) for field in ("s0.png", "s3.png", "s1.png")]
-        labels, votes = vote(np.stack(voters))
+    assert index.extra["seeds"] == VOTERS
+    wanted = ["jpg", "label.png", "votes.png", "clean.png", "json"]
+    for key, found in samples_of(pseudo_dir(reference), "pseudo", wanted).items():
+        voters = np.stack([decode_mask(seeds[key][field], key) for field in fields])
+        scores = np.stack([decode_mask(seeds[key][f"m{field[1:]}"], key) for field in fields])
+        labels, votes = vote(voters, scores.astype(np.float64))
         np.testing.assert_array_equal(decode_mask(found["label.png"], key), labels)
         np.testing.assert_array_equal(decode_mask(found["votes.png"], key), votes)
         np.testing.assert_array_equal(decode_clean(found["clean.png"], key), votes >= 2)
@@ -158,8 +170,6 @@ def copy_of(reference, folder, **sections):
     ("sections", "key"),
     [
         ({"seeds": {"alpha": 2.0}}, "seeds.alpha: was 1.0, now 2.0"),
-        ({"seeds": {"threshold": 3}}, "threshold: was 2, now 3"),
-        ({"seeds": {"vote_on": [NAMES[0], NAMES[1], NAMES[3]]}}, "vote_on"),
         ({"classify": {"dropouts": [0.3, 0.1]}}, "dropouts"),  # the same seeds in another order
     ],
 )
@@ -171,16 +181,80 @@ def test_other_parameters_are_refused_by_name(reference, tmp_path, sections, key
     assert bytes_of(config) == before
 
 
-def test_another_vote_reruns_only_the_vote(reference, tmp_path):
-    config = copy_of(reference, tmp_path, seeds={"threshold": 3})
-    shutil.rmtree(pseudo_dir(config))
-    before = times_of(seeds_dir(config))
+OTHER_VOTES = {
+    "t": {"threshold": 3},
+    "order": {"vote_on": [NAMES[0], NAMES[1], NAMES[3]]},
+    "ties": {"ties": "first"},
+    "mean_cam": {"label": "mean_cam"},
+    "mean_marginals": {"label": "mean_marginals"},
+}
+
+
+@pytest.mark.parametrize("seeds", OTHER_VOTES.values(), ids=OTHER_VOTES)
+def test_another_vote_lies_beside_the_first(reference, tmp_path, seeds):
+    """It is made of the seeds that are there, and the first stays as it is, complete."""
+    config = copy_of(reference, tmp_path, seeds=seeds)
+    first = pseudo_dir(settings(tmp_path))
+    before = times_of(seeds_dir(config)), times_of(first)
     run_seeds(config)
-    assert times_of(seeds_dir(config)) == before
-    found = samples_of(pseudo_dir(config), "pseudo", ["votes.png", "clean.png"])
-    for key, members in found.items():
-        unanimous = decode_mask(members["votes.png"], key) == 3
+    assert (times_of(seeds_dir(config)), times_of(first)) == before
+    assert verify(shard_dir(config)) == []
+    maps = samples_of(seeds_dir(config), "seeds", [f"{kind}{k}.png" for kind in "sm" for k in range(6)])
+    section, voters = config.seeds, [NAMES.index(name) for name in config.voting_seeds()]
+    for key, members in samples_of(pseudo_dir(config), "pseudo", ["label.png", "votes.png", "clean.png"]).items():
+        found = {field: decode_mask(data, key) for field, data in maps[key].items()}
+        seeds_there = [found[f"s{k}.png"] for k in voters]
+        scores = np.stack([found[f"m{k}.png"] for k in voters]).astype(float) if section.ties == "scores" else None
+        if section.label == "vote":
+            labels, votes = vote(np.stack(seeds_there), scores)
+        else:
+            labels = found[f"s{4 + ['mean_cam', 'mean_marginals'].index(section.label)}.png"]
+            votes = sum((seed == labels).astype(int) for seed in seeds_there)
+        np.testing.assert_array_equal(decode_mask(members["label.png"], key), labels)
+        np.testing.assert_array_equal(decode_mask(members["votes.png"], key), votes)
+        np.testing.assert_array_equal(decode_clean(members["clean.png"], key), votes >= section.threshold)
+
+
+@pytest.mark.parametrize("tuning", [[], ["photo.0", "photo.3"]], ids=["all", "tuning ids"])
+def test_selected_seeds_are_the_best_of_a_class(reference, tmp_path, caplog, tuning):
+    """By the masks of the tuning ids, where some are named, and only of those."""
+    caplog.set_level("INFO", "distwsss")
+    config = copy_of(reference, tmp_path, seeds={"vote_on": "selected", "threshold": None}, data={"tuning_ids": tuning})
+    run_seeds(config)
+    ids = tuning or [f"photo.{number}" for number in range(5)]
+    keys = [key_from_name(name) for name in ids]
+    truth = samples_of(images_dir(config, "train"), "images", ["truth.png"])
+    maps = samples_of(seeds_dir(config), "seeds", [f"s{k}.png" for k in range(4)])
+    best = set()
+    for label in range(len(CLASSES)):
+        iou = []
+        for k in range(4):
+            given = [(maps[key][f"s{k}.png"], truth[key]["truth.png"]) for key in keys]
+            pairs = [(decode_mask(seed, ""), decode_mask(mask, "")) for seed, mask in given]
+            hits = sum(((seed == label) & (mask == label)).sum() for seed, mask in pairs)
+            either = sum((((seed == label) & (mask != 255)) | (mask == label)).sum() for seed, mask in pairs)
+            iou.append(hits / either if either else -1)
+        if max(iou) >= 0:
+            best.add(NAMES[int(np.argmax(iou))])
+    names = [name for name in NAMES if name in best]
+    index = load_index(pseudo_dir(config), "pseudo")
+    assert index.extra["seeds"] == names
+    record = read_json(selected_file(config))
+    assert (record["ids"], record["selected"]["seeds"]) == (ids, names)
+    assert f"{', '.join(names)} vote, selected by the masks of {len(ids)} photographs" in caplog.text
+    for key, members in samples_of(pseudo_dir(config), "pseudo", ["votes.png", "clean.png"]).items():
+        unanimous = decode_mask(members["votes.png"], key) == len(names)
         np.testing.assert_array_equal(decode_clean(members["clean.png"], key), unanimous)
+    before = times_of(pseudo_dir(config))
+    run_seeds(config)
+    assert times_of(pseudo_dir(config)) == before
+
+
+def test_without_masks_all_seeds_vote(reference, tmp_path, caplog):
+    config = made(tmp_path, truth=False, seeds={"vote_on": "selected"})
+    run_seeds(config)
+    assert load_index(pseudo_dir(config), "pseudo").extra["seeds"] == NAMES
+    assert "no masks to select by: all seeds vote" in caplog.text
 
 
 def test_retrained_classifiers_are_read_anew_in_one_process(reference, tmp_path):
@@ -259,7 +333,7 @@ def dropped(reference, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [({"alpha": 2.0}, r"seeds\.alpha: was 1\.0, now 2"), ({"scales": [1.0, 1.1], "vote_on": None}, r"seeds\.scales")],
+    [({"alpha": 2.0}, r"seeds\.alpha: was 1\.0, now 2"), ({"base_size": 48}, r"seeds\.base_size: was None, now 48")],
 )
 def test_dropped_maps_do_not_hide_other_parameters(dropped, section, key):
     config = settings(dropped, seeds={"keep_maps": False, **section})

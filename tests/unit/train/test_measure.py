@@ -9,10 +9,10 @@ import pytest
 
 from distwsss.config import Config
 from distwsss.data.doubtful import Doubt, read_doubts, write_doubts
+from distwsss.data.holdout import classifier_held_out_keys, held_out_keys, image_tags
 from distwsss.data.shards.format import name_from_key
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.runtime.layout import images_dir
-from distwsss.train.holdout import classifier_held_out_keys, held_out_keys, image_tags
 from distwsss.train.measure import doubtful_tags, precision_line, precision_record
 from distwsss.train.task import classifier_task
 from helpers.small import make_config, write_images

@@ -119,3 +119,16 @@ def test_without_masks_there_will_be_no_best(tmp_path: Path) -> None:
     best = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"checkpoint": "BEST"})})
     with pytest.raises(ConfigError, match=r"evaluate\.checkpoint: found 'BEST', but there is no mask"):
         segmenter_task(best)
+
+
+def test_a_seed_of_its_own_is_the_segmenters_alone(tmp_path: Path) -> None:
+    """The one that applies is what the run depends on; classifiers keep the configuration's."""
+    as_configured, own, same = made(tmp_path), made(tmp_path, seed=5), made(tmp_path, seed=0)
+    tasks = [segmenter_task(config) for config in (as_configured, own, same)]
+    assert [task.parameters["seed"] for task in tasks] == [0, 5, 0]
+    assert tasks[0].parameters == tasks[2].parameters
+    assert tasks[1].parameters == {**tasks[0].parameters, "seed": 5}
+    heads = [next(task.model.head.parameters()) for task in tasks]
+    assert heads[0].equal(heads[2])
+    assert not heads[0].equal(heads[1])
+    assert classifier_task(own, 0.1).parameters == classifier_task(as_configured, 0.1).parameters

@@ -11,6 +11,7 @@ from PIL import Image
 
 from distwsss.config.data import DataSection
 from distwsss.config.load import check_config
+from distwsss.data.holdout import tuning_keys
 from distwsss.data.images import encode_palette
 from distwsss.data.prepare import prepare
 from distwsss.data.shards.index import load_index
@@ -19,7 +20,6 @@ from distwsss.data.sources.listing import Listing, stem_of
 from distwsss.data.sources.tags_csv import read_tags
 from distwsss.data.sources.voc_classes import VOC_CLASSES
 from distwsss.errors import ConfigError, DataError
-from distwsss.evaluate.stats import tuning_keys
 from distwsss.runtime.layout import images_dir
 from helpers.paths import VOC_MINI
 

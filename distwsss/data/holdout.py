@@ -1,13 +1,17 @@
-"""Which train photographs are kept out of a training, the same in every run: by a hash of the key. Called by
-`train.task` and `train.measure`."""
+"""Which train photographs are kept out of a training, the same in every run: by a hash of the key; and those on which
+values were chosen. Called by `train`, `evaluate` and `seeds`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from distwsss.config import Config
+from distwsss.data.shards.format import key_from_name
 from distwsss.data.shards.index import ShardIndex
 from distwsss.data.shards.reader import read_fields, read_json_field
+from distwsss.data.sources.listing import plain_name, stem_of
+from distwsss.errors import DataError, report_problems
 from distwsss.runtime.seeding import derive_seed
 
 MEASURED_FROM = 100  # photographs: fewer are all trained on, and a tenth of them would measure nothing
@@ -51,3 +55,14 @@ def classifier_held_out_keys(index: ShardIndex, share: float) -> set[str]:
             kept_out.add(key)
             left.subtract(tags[key])
     return kept_out
+
+
+def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
+    """The shard keys of `data.tuning_ids`, on which values were chosen; ids with or without suffix. Raises DataError
+    for ids not in `index`."""
+    known = set(index.all().keys())
+    keys = {name: key_from_name(stem_of(plain_name(name))) for name in config.data.tuning_ids}
+    problems = [f"{name!r} is not the id of an image there" for name, key in keys.items() if key not in known]
+    if problems:
+        raise DataError(report_problems(f"`data.tuning_ids`: not all in {index.folder}; correct them", problems))
+    return set(keys.values())
