@@ -12,7 +12,7 @@ from distwsss.config.section import Positive, Section
 class CRFParams(Section):
     """Dense CRF of Kraehenbuehl and Koltun (2011) as pydensecrf takes it.
 
-    Defaults: psa/SEAM/EPS `cam_label`.
+    Defaults: `cam_label`.
     """
 
     iterations: int = Field(10, ge=1, description="mean-field steps")
@@ -39,7 +39,8 @@ def _crf(gaussian: tuple[float, float], bilateral: tuple[float, float, float], i
 
 
 CRF_PARAMS: dict[str, CRFParams] = {
-    "cam_label": CRFParams(),  # CAM to label: psa, SEAM, EPS, RCA, OC-CSE
+    "cam_label": CRFParams(),  # CAM to label: psa (alpha 4 and 16 to 32), SEAM and EPS (4 and 24 to 32), RCA, OC-CSE
+    "ppc": _crf((3, 3), (80, 13, 10), iterations=5),  # CAM to label: PPC on EPS (alpha 8)
     "irn": _crf((3, 3), (50, 5, 10)),  # labels: IRN, ReCAM, AdvCAM, W-OoD, RIB, SIPE, FPR, AFA
     "puzzlecam": _crf((3, 3), (50, 5, 10), iterations=1),  # labels: PuzzleCAM
     "toco_coco": _crf((3, 3), (36, 3, 4)),  # CAM to label on COCO: ToCo

@@ -183,8 +183,32 @@ class TrainSection(Section):
     temperature: Positive | None = Field(
         0.1, description="tau of the prediction constraint; 1: the paper as printed; null switches it off"
     )
-    complement: Literal["uniform", "assigned"] = Field(
-        "uniform", description="class that a noisy pixel is not (Eq. 9): any but its label, at random; or its label"
+    temperature_from: Positive | None = Field(
+        None,
+        description="tau of the first step, above `temperature`, to which it falls in equal ratios; null: it is "
+        "`temperature` throughout",
+        json_schema_extra=LATER,
+    )
+    temperature_until: Duration = Field(
+        "50%", description="when it has fallen from `temperature_from`; 50%: of `duration`", json_schema_extra=LATER
+    )
+    noisy: Literal["negative", "ignore"] = Field(
+        "negative",
+        description="noisy pixels in the hybrid loss; negative: negative learning (Eq. 9); ignore: left out, the loss "
+        "is the mean over clean pixels",
+        json_schema_extra=LATER,
+    )
+    complement: Literal["uniform", "assigned", "absent", "assigned_uniform"] = Field(
+        "uniform",
+        description="class that a noisy pixel is taught not to be (Eq. 9); uniform: drawn from all but its label; "
+        "assigned: its label; absent: drawn from the classes without a tag; assigned_uniform: its label and drawn ones",
+    )
+    complements: int = Field(
+        1,
+        ge=1,
+        description="how many are drawn for a pixel, all different; its loss is the mean over them (and its label, for "
+        "assigned_uniform). At most all classes but one",
+        json_schema_extra=LATER,
     )
     vote_threshold: int | None = Field(
         None, ge=1, description="another t than the pseudo-label shards were made with; null: that one"
@@ -210,6 +234,45 @@ class TrainSection(Section):
         if not (self.labels in ("vote", "truth") or self.labels.startswith("seed:")):
             raise ValueError(f"`labels` is {self.labels!r}; allowed: vote, truth or seed:NAME")
         return self
+
+    @model_validator(mode="after")
+    def _temperatures(self) -> TrainSection:
+        """Raises ValueError for a temperature that could not fall."""
+        first, last = self.temperature_from, self.temperature
+        if first is not None and (last is None or first <= last):
+            raise ValueError(
+                f"`temperature_from` is {first}, `temperature` {'null' if last is None else last}; allowed: a "
+                "temperature, and one above it to fall from, or temperature_from: null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _complements(self) -> TrainSection:
+        if self.complement == "assigned" and self.complements > 1:
+            raise ValueError(
+                f"`complements` is {self.complements}, but `complement` is 'assigned', which draws none; allowed: 1, "
+                "or complement: uniform, absent or assigned_uniform"
+            )
+        return self
+
+    @property
+    def learns_negatively(self) -> bool:
+        """Whether batches have complementary labels."""
+        return self.loss == "hybrid" and self.noisy == "negative"
+
+    @property
+    def complements_each(self) -> int:
+        """Complementary labels of a pixel: the drawn ones and, for assigned_uniform, its label."""
+        return self.complements + (self.complement == "assigned_uniform")
+
+    def complements_fault(self, classes: int) -> str | None:
+        """What is wrong with `complements` for data of so many classes, background included: None if nothing is."""
+        if not self.learns_negatively or self.complements < classes:
+            return None
+        return (
+            f"complements: found {self.complements}, but there are {classes} classes, background included, and a pixel "
+            f"is one of them; allowed: 1..{classes - 1}"
+        )
 
     @model_validator(mode="after")
     def _network(self) -> TrainSection:

@@ -23,6 +23,7 @@ SETTINGS = {  # what to say -> the last part of the keys under which a checkpoin
     "step": ("step",),
     "labels": ("labels",),
     "loss": ("loss",),
+    "noisy": ("noisy",),
     "temperature": ("temperature",),
     "t": ("vote_threshold", "threshold"),
 }
@@ -54,6 +55,8 @@ def describe_checkpoint(config: Config, folder: Path) -> dict[str, Any]:
         train = config.train
         known = {"labels": train.labels, "loss": train.loss, "temperature": train.temperature}
         known["t"] = train.vote_threshold or config.vote_threshold()
+        if train.noisy != "negative":
+            known["noisy"] = train.noisy
     if match := re.fullmatch(r"step-(\d+)", folder.name):
         known["step"] = int(match[1])
     known.update({name: value for name, value in _recorded(folder).items() if value is not None or name not in known})
@@ -69,6 +72,8 @@ def checkpoint_line(checkpoint: dict[str, Any]) -> str:
         said.append(f"t = {checkpoint['t']}")
     if "loss" in checkpoint:
         said.append(f"loss {checkpoint['loss']}")
+        if checkpoint["loss"] == "hybrid" and checkpoint.get("noisy") == "ignore":
+            said.append("noisy pixels ignored")
     if "temperature" in checkpoint and checkpoint.get("loss") != "cross_entropy":
         value = checkpoint["temperature"]
         said.append("no temperature" if value is None else f"temperature {value}")

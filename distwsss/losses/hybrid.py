@@ -14,6 +14,7 @@ from torch import Tensor
 from distwsss.losses.pixel_losses import least_norm, pixel_losses, scales, wide
 
 Term = tuple[Tensor, Tensor]  # sum: float32 scalar with graph; count: int64 scalar
+NONE = 255  # in a map of complementary labels beside others: this pixel has no further one
 
 
 def _positive(temperature: float | None) -> None:
@@ -80,11 +81,39 @@ def sample_complements(labels: Tensor, num_classes: int, *, generator: torch.Gen
 
     labels: integers of any shape -> int64 of that shape on the same device, in [0, num_classes).
     """
+    return sample_several(labels, num_classes, 1, generator=generator)[0]
+
+
+def sample_several(
+    labels: Tensor,
+    num_classes: int,
+    number: int,
+    *,
+    among: list[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`number` different classes other than the label, each set of them equally likely: int64 n,*labels.shape.
+
+    `among`: the classes to draw from, all of them other than any label, instead of the K - 1 others. Where these are
+    fewer than `number`, the last maps are 255: no complement. The first map is that of a draw of one.
+    """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; allowed: at least 2")
     device = generator.device if generator is not None else labels.device
-    drawn = torch.randint(num_classes - 1, labels.shape, generator=generator, device=device).to(labels.device)
-    return drawn + (drawn >= labels)  # classes 0..K-2 skip over the label
+    there = num_classes - 1 if among is None else len(among)
+    taken = [labels.long()] if among is None else []  # ascending at each pixel
+    drawn = []
+    for i in range(min(number, there)):
+        place = torch.randint(there - i, labels.shape, generator=generator, device=device).to(labels.device)
+        for other in taken:  # classes 0..there-1-i skip over those taken
+            place = place + (place >= other)
+        drawn.append(place)
+        taken = list(torch.stack([*taken, place]).sort(0).values)
+    drawn += [torch.full(labels.shape, NONE, device=labels.device)] * (number - len(drawn))
+    found = torch.stack(drawn)
+    if among is None:
+        return found
+    return torch.tensor([*among, *[NONE] * (NONE + 1 - len(among))], device=labels.device)[found]
 
 
 class HybridLoss(NamedTuple):
@@ -113,15 +142,28 @@ def hybrid_loss(
     """Both terms for pseudo-labels `labels` with clean mask `clean`; noisy = not clean and not `ignore_index`.
 
     Shapes as in `positive_loss`; one pass over the logits for both. `complements` default to
-    `sample_complements(labels, K, generator=generator)`.
+    `sample_complements(labels, K, generator=generator)`. With several, B,n,H,W, a noisy pixel's loss is the mean over
+    its own, those that are not 255; each but the first takes another pass.
     """
     valid = labels != ignore_index
     if complements is None:
         complements = sample_complements(labels, logits.shape[1], generator=generator)
+    first = complements if complements.ndim < 4 else complements[:, 0]
     positive, negative = valid & clean, valid & ~clean
-    signs = _signs(positive, 1) + _signs(negative, -1)
-    losses = _losses(logits, torch.where(clean, labels, complements), signs, temperature)
-    return HybridLoss(
-        (torch.where(positive, losses, 0.0).sum(), positive.sum()),
-        (torch.where(negative, losses, 0.0).sum(), negative.sum()),
-    )
+    learned = negative if complements.ndim < 4 else negative & (first != NONE)
+    signs = _signs(positive, 1) + _signs(learned, -1)
+    losses = _losses(logits, torch.where(clean, labels, first), signs, temperature)
+    noisy = torch.where(learned, losses, 0.0)
+    if complements.ndim == 4:
+        noisy = _mean_over(logits, complements, negative, noisy, temperature)
+    return HybridLoss((torch.where(positive, losses, 0.0).sum(), positive.sum()), (noisy.sum(), negative.sum()))
+
+
+def _mean_over(
+    logits: Tensor, complements: Tensor, mask: Tensor, first: Tensor, temperature: float | None
+) -> Tensor:
+    """Eq. 9 of each pixel of `mask`, meaned over its complements B,n,H,W: B,H,W; `first` is that of the first."""
+    there, total = complements != NONE, first
+    for i in range(1, complements.shape[1]):
+        total = total + _losses(logits, complements[:, i], _signs(mask & there[:, i], -1), temperature)
+    return total / there.sum(1).clamp(min=1)

@@ -1,8 +1,8 @@
 """Mask2Former on Swin (Cheng et al. 2022, arXiv 2112.01527; Liu et al. 2021, 2103.14030). Built through `segmenters`.
 
 The network is transformers', deformable attention in plain PyTorch. It predicts masks with classes; its logits here are
-the log of the normalised semantic map (METHOD section 4, last point). As in the published code the pixel decoder runs
-in float32 under autocast, and stochastic depth is on both branches of a Swin block.
+the log of the normalised semantic map, centred over the classes (METHOD section 4, last point). As in the published
+code the pixel decoder runs in float32 under autocast, and stochastic depth is on both branches of a Swin block.
 """
 
 from __future__ import annotations
@@ -55,10 +55,16 @@ def semantic_map(classes: Tensor, masks: Tensor) -> Tensor:
 
 
 def semantic_logits(classes: Tensor, masks: Tensor) -> Tensor:
-    """z = log((S + 1e-6) / sum_c (S_c + 1e-6)), S the semantic map: softmax(z) is the normalised map."""
+    """z = log(S + 1e-6) less its mean over the classes, S the semantic map: softmax(z) is the normalised map.
+
+    The prediction constraint divides z by its norm, and a constant in all classes would be most of it: of log-
+    probabilities, all of them at most 0, a perfect pixel's p* is 0.32 of 21 classes and 0.04 of 81 at tau 0.1; centred
+    it is 0.9993 and 0.9966, the most that any logits reach. Upsampling and averages over views keep z centred.
+    """
     scores = semantic_map(classes, masks) + FLOOR
     with _no_autocast(masks.device):
-        return scores.log() - scores.sum(dim=1, keepdim=True).log()
+        z = scores.log()
+        return z - z.mean(dim=1, keepdim=True)
 
 
 class Mask2Former(nn.Module):

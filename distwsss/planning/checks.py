@@ -64,6 +64,8 @@ def run_problems(
         yield from _saliency(config)
     if "train" in stages and config.train.weights:
         yield from _file("train.weights", config.train.weights)
+    if data and "train" in stages and (fault := config.train.complements_fault(1 + len(data.classes))):
+        yield f"train.{fault}"
     if data:
         yield from _disk(config, stages, data, sizes)
         yield from _memory(config, stages, data)

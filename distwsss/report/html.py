@@ -142,14 +142,15 @@ def _voters(config: Config) -> str:
 def _made_by(config: Config) -> str:
     train, seeds, files = config.train, config.seeds, describing_files(config)
     t = train.vote_threshold or config.vote_threshold() or "all that vote"
+    ignored = ", noisy pixels ignored" if train.loss == "hybrid" and train.noisy == "ignore" else ""
     facts = {
         "classifiers": f"{config.classify.backbone.name}, dropout p = {', '.join(map(str, config.classify.dropouts))}, "
         f"{config.classify.optim.duration}, batch {config.classify.optim.global_batch}",
         "seeds": f"scales {', '.join(map(str, seeds.scales))}, alpha {seeds.alpha}, {seeds.normalise}, "
         f"CRF {_crf(seeds.crf)}",
         "label of a pixel": f"{seeds.label}; votes of {_voters(config)}; clean: votes >= {t}",
-        "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}, "
-        f"temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
+        "segmenter": f"{train.model} {train.head} on {train.backbone.name}, labels {train.labels}, loss {train.loss}"
+        f"{ignored}, temperature {train.temperature}, {train.optim.duration}, batch {train.optim.global_batch}",
         "seed of the random numbers": f"{config.seed}; of the segmenter's {config.segmenter_seed()}",
     }
     parts = [page.pairs(facts)]

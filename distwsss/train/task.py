@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from distwsss.config import Config
+from distwsss.config.section import duration_to_steps
+from distwsss.config.stages import TrainSection
 from distwsss.config.training import AugmentSection, OptimSection
 from distwsss.data.batches.loader import Batch, ClassifierSamples, LoadSample, SegmenterSamples
 from distwsss.data.holdout import classifier_held_out_keys, held_out_keys
@@ -106,13 +108,15 @@ def segmenter_task(config: Config) -> Task:
     if section.labels == "truth":
         _check_truth(images, selection)
     inputs |= weights_read(section.backbone, section.weights)
+    if fault := section.complements_fault(len(photos.classes)):
+        raise ConfigError(f"train.{fault}")
     for index in (photos, seeds, images if held_out and photos is not images else None):
         if index is not None:
             verified(index)
     torch.manual_seed(derive_seed(config.segmenter_seed(), "train"))
     model = build_segmenter(section, photos.classes)
     model.longest_side = images.parameters.get("prepare", {}).get("longest_side")  # for whoever predicts with it
-    terms = segmenter_terms(section, model)
+    terms = segmenter_terms(section, model, _falls(section, len(selection)))
     return Task(
         name="train",
         model=model,
@@ -156,6 +160,19 @@ def _labelled(config: Config, images: ShardIndex) -> tuple[ShardIndex, ShardInde
     if section.vote_threshold is not None and section.vote_threshold > voters:
         raise ConfigError(f"train.vote_threshold is {section.vote_threshold}; allowed: 1..{voters}, as many vote")
     return pseudo, None, {"pseudo": pseudo.fingerprint}
+
+
+def _falls(section: TrainSection, images: int) -> int:
+    """Steps in which the temperature falls."""
+    if section.temperature_from is None or section.loss == "cross_entropy":
+        return 0
+    batch = section.optim.global_batch
+    total = duration_to_steps(section.optim.duration, images, batch)
+    steps = duration_to_steps(section.temperature_until, images, batch, total)
+    log.info(
+        f"train: temperature {section.temperature_from:g} falls to {section.temperature:g} in {steps} of {total} steps"
+    )
+    return steps
 
 
 def _check_truth(images: ShardIndex, selection: Selection) -> None:

@@ -55,7 +55,7 @@ def test_a_row_takes_a_step_and_is_evaluated(path: Path, stage_1: Path, tmp_path
 def test_a_smoke_twin_changes_sizes_and_data_only(path: Path) -> None:
     """Its model, lineage, head, losses, optimizers, schedules and readings are the row's."""
     row, twin = load_config(path.with_name(path.name.replace("_smoke", ""))), load_config(path)
-    same = ["model", "lineage", "head", "loss", "temperature", "complement", "holdout"]
+    same = ["model", "lineage", "head", "loss", "temperature", "noisy", "complement", "complements", "holdout"]
     assert [getattr(row.train, key) for key in same] == [getattr(twin.train, key) for key in same]
     same = ["optimizer", "lr", "momentum", "compat", "weight_decay", "decay_bias", "decay_norm", "schedule", "power"]
     same += ["head_multiplier", "bias_multiplier", "backbone_multiplier", "clip_grad"]
@@ -64,4 +64,6 @@ def test_a_smoke_twin_changes_sizes_and_data_only(path: Path) -> None:
         assert [getattr(ours, key) for key in same] == [getattr(theirs, key) for key in same]
     assert row.classify.backbone.name == twin.classify.backbone.name == "resnet38"
     assert row.evaluate.crf == twin.evaluate.crf
+    average = "logits" if row.train.lineage == "codebase" else "probabilities"  # as that code does
+    assert row.evaluate.average == twin.evaluate.average == average
     assert row.seeds.crf == twin.seeds.crf

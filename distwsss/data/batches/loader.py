@@ -25,7 +25,7 @@ from distwsss.data.images import decode_clean, decode_image, decode_mask
 from distwsss.data.shards.index import Selection, ShardIndex
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.errors import DistwsssError, ShardError
-from distwsss.losses.hybrid import sample_complements
+from distwsss.losses.hybrid import sample_several
 from distwsss.runtime import shared_memory
 from distwsss.runtime.seeding import numpy_generator, torch_generator
 
@@ -40,7 +40,8 @@ class Batch:
 
     image: float32 B,3,h,w, normalised; targets: float32 B,N, 1 where the class is among the image-level labels; labels:
     uint8 B,h,w class ids, 255 = ignore; clean: bool B,h,w; complements: uint8 B,h,w complementary labels, for the
-    hybrid loss only. `empty`: of a slice without samples, a batch that stands in for them and counts nowhere.
+    hybrid loss only, or B,n,h,w for n a pixel, 255 = no further one. `step`: the training's, from 0. `empty`: of a
+    slice without samples, a batch that stands in for them and counts nowhere.
     """
 
     keys: list[str]
@@ -50,6 +51,7 @@ class Batch:
     clean: Tensor = None
     complements: Tensor | None = None
     empty: bool = False
+    step: int = 0
 
     def map(self, change: Callable[[Any], Any], kind: type = Tensor) -> Batch:
         """The same batch with `change` applied to its tensors, or to what is of another `kind`."""
@@ -118,9 +120,8 @@ class MicroBatches(Dataset[Batch | Exception]):
         mine = mine or samples[:1]
         keys = [self.selection.index.shards[sample.shard].keys[sample.position] for sample in mine]
         loaded = [self.load(sample, key) for sample, key in zip(mine, keys, strict=True)]
-        return Batch(
-            keys, **{name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}, empty=empty
-        )
+        tensors = {name: torch.stack([sample[name] for sample in loaded]) for name in loaded[0]}
+        return Batch(keys, **tensors, empty=empty, step=step)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class ClassifierSamples:
 @dataclass(frozen=True)
 class SegmenterSamples:
     """Loads one image with its labels: `image` float32[3,h,w], `labels` uint8[h,w], `clean` bool[h,w],
-    `complements` uint8[h,w] (hybrid loss only).
+    `complements` uint8[h,w] (hybrid loss with negative learning only), or uint8[n,h,w] for n > 1 of a pixel.
 
     `section.labels` says whose labels: the vote's (`photos` are then the pseudo-label shards), one seed's (`seeds`),
     or, upper bound only, the true masks; `photos` are then the image shards.
@@ -195,13 +196,26 @@ class SegmenterSamples:
         rng = numpy_generator(self.seed, sample.epoch, key, "augment")
         image, placed = augment_sample(decode_image(photo, key), maps, self.section.augment, self.mean, self.std, rng)
         loaded = {"image": image, **placed}
-        if self.section.loss == "hybrid":
-            loaded["complements"] = self._complements(placed["labels"], sample.epoch, key)
+        if self.section.learns_negatively:
+            loaded["complements"] = self._complements(placed["labels"], sample, key)
         return loaded
 
-    def _complements(self, labels: Tensor, epoch: int, key: str) -> Tensor:
-        if self.section.complement == "assigned":
+    def _complements(self, labels: Tensor, sample: Sample, key: str) -> Tensor:
+        section = self.section
+        if section.complement == "assigned":
             return labels
-        generator = torch_generator(self.seed, epoch, key, "complements")
-        drawn = sample_complements(labels, len(self.photos.classes), generator=generator)
-        return drawn.to(torch.uint8)
+        among = self._absent(labels, sample) if section.complement == "absent" else None
+        generator = torch_generator(self.seed, sample.epoch, key, "complements")
+        drawn = sample_several(
+            labels, len(self.photos.classes), section.complements, among=among, generator=generator
+        ).to(torch.uint8)
+        if section.complement == "assigned_uniform":
+            drawn = torch.cat([labels[None], drawn])
+        return drawn if len(drawn) > 1 else drawn[0]
+
+    def _absent(self, labels: Tensor, sample: Sample) -> list[int] | None:
+        """The classes without a tag of the image, less background, which is always there, and what `labels` name all
+        the same (imported seeds may); None, all others, where no class is left."""
+        about = json.loads(read_fields(self.photos, sample.shard, sample.position, ["json"])["json"])
+        there = {0, *about["labels"], *labels.unique().tolist()}
+        return [label for label in range(len(self.photos.classes)) if label not in there] or None

@@ -93,7 +93,11 @@ def segmenter_stage(section: TrainSection, classes: list[str]) -> Stage:
     def maps(images: int) -> Batch:
         stripes = torch.arange(side) * min(len(classes), CLASSES_PER_IMAGE) // side
         labels = stripes.to(torch.uint8).expand(images, side, side).contiguous()
-        return Batch([], NO_IMAGE, labels=labels, clean=labels != 255, complements=(labels + 1) % len(classes))
+        others = (labels + 1) % len(classes)
+        if section.complements_each > 1:
+            others = others[:, None].repeat(1, section.complements_each, 1, 1)
+        complements = others if section.learns_negatively else None
+        return Batch([], NO_IMAGE, labels=labels, clean=labels != 255, complements=complements)
 
     return Stage("train", classes, section.optim, side, build, lambda m: segmenter_terms(section, m).sums, maps)
 

@@ -14,6 +14,7 @@ from distwsss.errors import ConfigError
 
 TABLE = {  # name: Gaussian sxy, compat, bilateral sxy, srgb, compat, iterations
     "cam_label": (3, 3, 80, 13, 10, 10),
+    "ppc": (3, 3, 80, 13, 10, 5),
     "irn": (3, 3, 50, 5, 10, 10),
     "puzzlecam": (3, 3, 50, 5, 10, 1),
     "toco_coco": (3, 3, 36, 3, 4, 10),

@@ -135,6 +135,28 @@ def test_logits_are_those_of_the_normalised_map(predicted: tuple[Tensor, Tensor,
     assert torch.allclose(semantic_logits(classes, masks).softmax(1), normalised, atol=1e-6)
 
 
+def perfect(classes: int) -> tuple[Tensor, Tensor]:
+    """Query c is sure of class c, its mask of row c and of nothing else: classes 1,K,K+1 and masks 1,K,K,1."""
+    return 60 * torch.eye(classes, classes + 1)[None], 120 * torch.eye(classes)[None, :, :, None] - 60
+
+
+@pytest.mark.parametrize(("classes", "reached"), [(21, 0.9993), (81, 0.9966)])
+def test_a_perfect_pixel_is_as_sure_as_the_constraint_allows(classes: int, reached: float) -> None:
+    """p* = softmax(z / (tau ||z||)) at tau 0.1; no logits can do better than one class against all others."""
+    z = semantic_logits(*perfect(classes))[0, :, :, 0].double()
+    assert torch.allclose(z.softmax(0), torch.eye(classes, dtype=torch.float64), atol=1e-4)
+    p_star = (z / (0.1 * z.norm(dim=0))).softmax(0).diagonal()
+    most = 1 / (1 + (classes - 1) * np.exp(-10 * np.sqrt(classes / (classes - 1))))
+    assert p_star == pytest.approx(np.full(classes, most), abs=1e-6)
+    assert most == pytest.approx(reached, abs=5e-5)
+
+
+def test_logits_are_centred_at_any_size(predicted: tuple[Tensor, Tensor, Tensor]) -> None:
+    z = semantic_logits(*predicted[:2])
+    assert z.mean(1).abs().max() < 1e-5
+    assert torch.nn.functional.interpolate(z, (50, 70), mode="bilinear").mean(1).abs().max() < 1e-5
+
+
 def test_where_no_mask_is_every_class_is_alike_and_gradients_are_finite() -> None:
     nowhere = torch.full((1, 7, 4, 4), -1e4, requires_grad=True)
     logits = semantic_logits(2 * torch.randn(1, 7, 5), nowhere)

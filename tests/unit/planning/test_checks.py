@@ -115,6 +115,15 @@ def test_deepspeed_needs_a_launcher() -> None:
     assert "launcher" not in problems(config, ["train"])
 
 
+def test_more_complements_than_other_classes() -> None:
+    """Of background and one class a pixel has one other; where nothing is drawn it does not matter."""
+    two = {"backbone": {"name": "tiny", "pretrained": False, "output_stride": 8}, "complements": 2}
+    found = problems(settings(train=two), ["train"])
+    assert found.startswith("train.complements: found 2, but there are 2 classes")
+    assert problems(settings(train={**two, "noisy": "ignore"}), ["train"]) == ""
+    assert problems(settings(train={**two, "complements": 1}), ["train"]) == ""
+
+
 def test_complete_stages_need_nothing(tmp_path: Path) -> None:
     config = make_config(tmp_path, classify={"backbone": {"name": "no_net"}})
     assert "no_net" in problems(config, not_complete(config, STAGES))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from distwsss.config import Config
+from distwsss.data.batches.loader import MicroBatches, Share
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.errors import ConfigError, DataError, ShardError
+from distwsss.losses.hybrid import hybrid_loss
 from distwsss.runtime.artifacts import check_same
 from distwsss.runtime.layout import images_dir, pseudo_dir
 from distwsss.train.task import classifier_task, segmenter_task
@@ -132,3 +135,17 @@ def test_a_seed_of_its_own_is_the_segmenters_alone(tmp_path: Path) -> None:
     assert heads[0].equal(heads[2])
     assert not heads[0].equal(heads[1])
     assert classifier_task(own, 0.1).parameters == classifier_task(as_configured, 0.1).parameters
+
+
+@pytest.mark.parametrize(("until", "steps"), [("50%", 2), ("3 steps", 3), ("2 epochs", 2)])
+def test_the_temperature_falls_over_a_share_of_the_duration(tmp_path: Path, until: str, steps: int) -> None:
+    """Four steps of four images: the loss of each step's batch is that of a constant temperature."""
+    task = segmenter_task(made(tmp_path, temperature_from=1.0, temperature_until=until, temperature=0.25))
+    batches = MicroBatches(task.selection, task.samples, 0, 4, Share(0, 1, 4, 1), 4)
+    torch.manual_seed(0)
+    for step in range(4):
+        batch, logits = batches[step], torch.randn(4, 3, 48, 48)
+        tau = 0.25 ** min(1.0, step / steps)
+        found = hybrid_loss(logits, batch.labels, batch.clean, complements=batch.complements, temperature=tau)
+        expected = found.positive[0] + found.negative[0]
+        torch.testing.assert_close(task.sums([logits], batch)[0][0], expected)
