@@ -1,5 +1,5 @@
 """Which train photographs are kept out of a training, the same in every run: by a hash of the key. Called by
-`train.task` and `train.measure`."""
+`train`, and by `evaluate` to score them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ class ImageCounts:
 def write_image_counts(path: Path, counts: ImageCounts) -> None:
     """As a compressed .npz, atomically: `keys`, and an array for each column."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{KEYS: np.array(counts.keys, dtype=np.str_), **counts.columns})
+    arrays: dict[str, Any] = {KEYS: np.array(counts.keys, dtype=np.str_), **counts.columns}
+    np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
 
 
@@ -88,7 +89,7 @@ def count_tasks(
     for other in (pseudo, seeds):
         if other is not None:
             images.check_same_images(other)
-    folders = (pseudo and pseudo.folder, seeds and seeds.folder)
+    folders = (pseudo.folder if pseudo else None, seeds.folder if seeds else None)
     chosen = images.select(keys.__contains__).positions
     return [CountTask(images.folder, *folders, shard, tuple(found)) for shard, found in enumerate(chosen) if found]
 
