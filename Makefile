@@ -18,8 +18,10 @@ $(VENV)/installed: $(VENV)/usable
 	$(BIN)/python -m pip install --quiet -e ".[lite2,saliency,ray,deepspeed,dev]"
 	touch $@
 
-demo: $(VENV)/usable  ## image-level labels to mIoU and pictures, on generated data
+demo: $(VENV)/usable  ## image-level labels to mIoU and pictures, on generated data, and what each part brings
 	$(BIN)/distwsss run --config configs/demo/shapes.yaml
+	$(BIN)/distwsss ablate configs/ablations/demo_parts.yaml
+	$(BIN)/distwsss report --config configs/demo/shapes.yaml
 
 # what computes on one thread runs in two processes on two cores; tests/dist starts several processes itself
 test: $(VENV)/installed lint  ## about 7 minutes on two cores

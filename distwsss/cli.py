@@ -88,6 +88,24 @@ WARM_START = _option(
     action="store_true",
     help="with --remake: classifiers go on from the weights of those they replace, class by class name",
 )
+CONFIG_OVERLAYS = (
+    _option(
+        "--profile",
+        metavar="NAME",
+        help="hardware overlay: a YAML file, or one that ships: cpu, rtx3090, a100x8, h100x8",
+    ),
+    _option(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, e.g. train.optim.lr=0.001; may be given several times",
+    ),
+)
+STAGES = _option(
+    "--stages", nargs="+", metavar="STAGE", help=f"only these of {', '.join(pipeline.STAGES)} (default: all)"
+)
 INIT_FROM = _option("--init-from", metavar="PATH", type=Path, help="checkpoint folder whose weights to start from")
 CHECKPOINT = _option(
     "--checkpoint",
@@ -130,6 +148,12 @@ def _show_config(config: Config | None, given: Arguments) -> None:
         say(shown_yaml(config) if given.action == "show" else f"{given.config}: valid")
 
 
+def _ablate(_: Config | None, given: Arguments) -> None:
+    from distwsss.ablate.runs import ablate  # numpy
+
+    ablate(given.file, given.profile, given.overrides, given.output, given.only, given.dry_run, given.remake)
+
+
 VERBS: dict[str, Verb] = {
     "new": Verb(
         "a configuration for your pictures, with the reason beside every value",
@@ -143,8 +167,8 @@ VERBS: dict[str, Verb] = {
     ),
     "run": Verb(
         "every stage in turn, from image-level labels to mIoU and pictures",
-        lambda config, given: pipeline.run_stages(config, _options(given)),
-        (RESUME, ON_BAD, EXECUTOR, INIT_FROM, REMAKE, WARM_START),
+        lambda config, given: pipeline.run_stages(config, _options(given), given.stages),
+        (RESUME, ON_BAD, EXECUTOR, INIT_FROM, REMAKE, WARM_START, STAGES),
     ),
     "prepare": Verb(
         "check the data set and write image shards",
@@ -178,8 +202,17 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "score the segmenter: mIoU without and with multi-scale + flip and CRF",
-        lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint, given.remake),
-        (CHECKPOINT_ALONE, _option("--split", metavar="NAME", help="split to score (default: data.val_split)"), REMAKE),
+        lambda config, given: pipeline.evaluate(config, given.split, given.checkpoint, given.remake, given.held_out),
+        (
+            CHECKPOINT_ALONE,
+            _option("--split", metavar="NAME", help="split to score (default: data.val_split)"),
+            _option(
+                "--held-out",
+                action="store_true",
+                help="score the train ids held out from the segmenter (train.holdout) instead of a split",
+            ),
+            REMAKE,
+        ),
         config="checkpoint",
         single_process=False,
     ),
@@ -216,6 +249,20 @@ VERBS: dict[str, Verb] = {
         "one self-contained HTML page of numbers and pictures",
         lambda config, _: pipeline.report(config),
         opens_run="lock",
+    ),
+    "ablate": Verb(
+        "variants of a configuration, run with several random seeds and compared (docs/ablations.md)",
+        _ablate,
+        (
+            _option("file", metavar="FILE", help="the ablation: a YAML file, or one that ships: ablations/demo, ..."),
+            *CONFIG_OVERLAYS,
+            _option("--output", "-o", metavar="FOLDER", type=Path, help="runs and tables (default: runs/NAME)"),
+            _option("--only", nargs="+", default=[], metavar="NAME", help="run these variants alone (default: all)"),
+            _option("--dry-run", action="store_true", help="print what is there and what would be run, and stop"),
+            REMAKE,
+        ),
+        config="none",
+        opens_run=None,
     ),
     "verify": Verb(
         "check shards byte for byte",
@@ -287,19 +334,8 @@ def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
         metavar="FILE",
         help="a YAML file, or the name of one that ships with distwsss: voc12/deeplab_v2, demo/shapes, ...",
     )
-    parser.add_argument(
-        "--profile",
-        metavar="NAME",
-        help="hardware overlay: a YAML file, or one that ships: cpu, rtx3090, a100x8, h100x8",
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key, e.g. train.optim.lr=0.001; may be given several times",
-    )
+    for option in CONFIG_OVERLAYS:
+        parser.add_argument(*option.flags, **option.settings)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -95,15 +95,19 @@ def train(config: Config, options: Options = Options()) -> None:
 
 
 def evaluate(
-    config: Config, split: str | None = None, checkpoint: Path | None = None, remake: bool = False
+    config: Config,
+    split: str | None = None,
+    checkpoint: Path | None = None,
+    remake: bool = False,
+    held_out: bool = False,
 ) -> dict[str, Any] | None:
-    """mIoU of the segmenter on a split, `data.val_split` unless named."""
+    """mIoU of the segmenter on a split, `data.val_split` unless named, or on the train ids held out from it."""
     from distwsss.evaluate.evaluate import evaluate
     from distwsss.train.engine.accelerate import end_accelerator, make_accelerator
 
     accelerator = make_accelerator(config.hardware)  # opens the process group under torchrun
     try:
-        return evaluate(config, split, checkpoint, remake)
+        return evaluate(config, split, checkpoint, remake, held_out)
     finally:
         end_accelerator(accelerator)
 

@@ -11,6 +11,7 @@ import copy
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+Layer = tuple[str, dict[str, Any]]  # where it stands, and a tree to lay over what is below
+
+
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
@@ -66,7 +70,8 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(found) from None  # the error's own text has the lines in the clear
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file, by YAML 1.2's scalars, no key twice. Raises ConfigError naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,7 +90,7 @@ def _overlay_file(tree: dict[str, Any], path: Path, origin: dict[str, str], belo
     """Overlay a file on `tree`, after the file or files that its `base` names (relative to its folder), if any."""
     if path.resolve() in below:
         raise ConfigError(f"{path}: `base`: found itself again through {below[-1]}; allowed: files without a circle")
-    own = _read(path)
+    own = read_yaml(path)
     base = own.pop("base", None)
     bases = base if isinstance(base, list) else [] if base is None else [base]
     for name in bases:
@@ -112,10 +117,17 @@ def _override(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {without_credentials(item)}: found no `=`; allowed: --set section.key=value")
-    value: Any = _parse(text, f"--set {item}")
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return value
+    return nested({key.strip(): _parse(text, f"--set {item}")})
+
+
+def nested(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with its dotted keys (`train.optim.lr`) as sections in sections."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _overlay(found, value, "", {})
+    return found
 
 
 def find_file(option: str, name: str | Path, kind: str, suffix: str = ".yaml") -> Path:
@@ -184,6 +196,17 @@ def load_config(path: str | Path, profile: str | None = None, overrides: list[st
 
     Raises ConfigError naming every problem with its source, dotted key, what was found and what is allowed.
     """
+    return load_layered(path, profile, overrides=overrides)
+
+
+def load_layered(
+    path: str | Path,
+    profile: str | None = None,
+    below: Sequence[Layer] = (),
+    overrides: list[str] | None = None,
+    above: Sequence[Layer] = (),
+) -> Config:
+    """`load_config` with trees below and above what the `overrides` say. Raises likewise."""
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: found {overrides!r}; allowed: a list of `key=value`")
     path = find_file("--config", path, ".")
@@ -192,24 +215,28 @@ def load_config(path: str | Path, profile: str | None = None, overrides: list[st
     _overlay_file(tree, path, origin)
     if "name" not in tree:
         tree["name"], origin["name"] = path.stem, f"{path} (the file's own name; `name:` gives another)"
-    return _overlaid(tree, origin, profile, overrides, str(path))
+    return _overlaid(tree, origin, profile, [*below, *_said(overrides), *above], str(path))
 
 
 def config_without_file(
     name: str, data: dict[str, Any], profile: str | None = None, overrides: list[str] | None = None
 ) -> Config:
     """The defaults called `name`, with `data` as that section, overlaid like `load_config`'s. Raises likewise."""
-    return _overlaid({"name": name, "data": data}, {}, profile, overrides, "no --config")
+    return _overlaid({"name": name, "data": data}, {}, profile, _said(overrides), "no --config")
+
+
+def _said(overrides: list[str] | None) -> list[Layer]:
+    return [(f"--set {item}", _override(item)) for item in overrides or []]
 
 
 def _overlaid(
-    tree: dict[str, Any], origin: dict[str, str], profile: str | None, overrides: list[str] | None, where: str
+    tree: dict[str, Any], origin: dict[str, str], profile: str | None, layers: Sequence[Layer], where: str
 ) -> Config:
     if profile:
         profile_path = find_file("--profile", profile, "profiles")
-        _overlay(tree, _read(profile_path), str(profile_path), origin)
-    for item in overrides or []:
-        _overlay(tree, _override(item), f"--set {item}", origin)
+        _overlay(tree, read_yaml(profile_path), str(profile_path), origin)
+    for source, layer in layers:
+        _overlay(tree, layer, source, origin)
     return check_config(tree, origin, where)
 
 

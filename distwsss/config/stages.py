@@ -357,3 +357,8 @@ class ReportSection(Section):
     """The HTML page of a run."""
 
     images: int = Field(12, ge=0, description="photographs of train shown, and half as many of val")
+    ablation: str | None = Field(
+        None,
+        description="folder of an ablation of this run: its table and six photographs open the page; null: no opening",
+        json_schema_extra=NEUTRAL,
+    )

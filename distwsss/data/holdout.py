@@ -1,5 +1,5 @@
 """Which train photographs are kept out of a training, the same in every run: by a hash of the key; and those on which
-values were chosen. Called by `train`, `evaluate` and `seeds`."""
+values were chosen. Called by `train`, `evaluate` (to score them) and `seeds`."""
 
 from __future__ import annotations
 

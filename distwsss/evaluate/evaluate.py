@@ -17,15 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from distwsss.config import Config
+from distwsss.data.holdout import held_out_keys
 from distwsss.data.images import decode_image, shrink
-from distwsss.data.made_with import check_segmenter
+from distwsss.data.made_with import check_images, check_segmenter
 from distwsss.data.prepare import holds_split, prepare_split
 from distwsss.data.scoring import ImageCounts, write_image_counts
 from distwsss.data.shards.format import INDEX, key_from_name
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields, read_truth
 from distwsss.data.shards.verify import verified
-from distwsss.errors import DataError, DistwsssError
+from distwsss.errors import ConfigError, DataError, DistwsssError
 from distwsss.evaluate.scores import describe_checkpoint, notes, or_none, print_scores
 from distwsss.inference.postprocess import bounded_pool, crf_labels
 from distwsss.inference.segmenter import Segmenter, open_segmenter
@@ -33,14 +34,16 @@ from distwsss.inference.views import crf_planes, labels_at
 from distwsss.maths.miou import ConfusionMatrix, class_counts
 from distwsss.models.export import WEIGHTS
 from distwsss.runtime import ranks
-from distwsss.runtime.artifacts import is_done, read_json, sha256_file, write_json
+from distwsss.runtime.artifacts import fingerprint, is_done, read_json, sha256_file, write_json
 from distwsss.runtime.layout import (
+    HELD_OUT,
     ROLES,
     counts_file,
     evaluate_dir,
     evaluation_file,
     images_dir,
     other_images_dir,
+    pseudo_dir,
     report_file,
 )
 from distwsss.runtime.progress import log, track
@@ -50,7 +53,11 @@ Value = TypeVar("Value")
 
 
 def evaluate(
-    config: Config, split: str | None = None, checkpoint: Path | None = None, remake: bool = False
+    config: Config,
+    split: str | None = None,
+    checkpoint: Path | None = None,
+    remake: bool = False,
+    held_out: bool = False,
 ) -> dict[str, Any] | None:
     """Score a checkpoint (default: the one `evaluate.checkpoint` names) on `split` (default: `data.val_split`) of the
     configuration's data; print and return the scores.
@@ -58,6 +65,7 @@ def evaluate(
     This run's own image shards are scored where they hold that split of that data; other data is prepared first
     (`images_to_score`). Written to run_dir/evaluate/ as val.json or train.json (other data: SPLIT-DIGEST.json; an
     explicit checkpoint adds its folder and digest), and skipped where that is complete; None where no image has a mask.
+    `held_out`: instead of a split, the train ids that the segmenter was not trained on; the record is held_out.json.
     `remake`: a record made with other parameters is replaced.
     Raises CheckpointError without a segmenter, DataError for other classes, ShardError for damaged images, ConfigError
     where the record or the run's own segmenter was made with other parameters.
@@ -65,21 +73,28 @@ def evaluate(
     segmenter = open_segmenter(config, checkpoint)
     if checkpoint is None:
         check_segmenter(config, segmenter.folder)
+    if held_out and split:
+        raise ConfigError(f"evaluate: found --held-out and --split {split}; allowed: one of them")
     split = split or config.data.val_split
-    index = load_index(_on_rank_0(lambda: images_to_score(config, split)), "images")
+    where = images_dir(config, "train") if held_out else _on_rank_0(lambda: images_to_score(config, split))
+    index = load_index(where, "images")
     _check_classes(segmenter.model, index, segmenter.folder)
-    samples = index.with_truth().places()
+    keys = _held_out(config, index) if held_out else set(index.all().keys())
+    samples = [place for place in index.with_truth().places() if index.key(*place) in keys]
     if not samples:
-        log.info(f"evaluate: {split}: no masks: nothing to score")
+        log.info(f"evaluate: {'held out' if held_out else split}: no masks: nothing to score")
         return None
     parameters = _parameters(config, segmenter, index)
-    path = _record_path(config, index, segmenter.folder if checkpoint else None, parameters)
+    if held_out:
+        parameters["inputs"]["held_out"] = fingerprint(sorted(keys))
+    path = _record_path(config, index, segmenter.folder if checkpoint else None, parameters, held_out)
     if _on_rank_0(lambda: is_done(path, parameters, f"evaluate: {path.name}", remake)):
         log.info("evaluate: complete, skipped")
         record = _on_rank_0(lambda: read_json(path))
     else:
         scores = score(segmenter, verified(index), samples, config)
-        record = _record(config, index, len(samples), scores.matrices)
+        record = _record(config, index, len(keys), len(samples), scores.matrices)
+        record["split"] += ", held out" if held_out else ""
         record |= {"parameters": parameters, "checkpoint": describe_checkpoint(config, segmenter.folder)}
         record |= {"cue": record["checkpoint"].get("cue"), "notes": notes(config, record)}
         record["per_image"] = counts_file(path).name
@@ -187,6 +202,19 @@ def _on_rank_0(function: Callable[[], Value]) -> Value:
     return answer[0]
 
 
+def _held_out(config: Config, images: ShardIndex) -> set[str]:
+    """The train keys that the run's segmenter was not trained on. Raises ConfigError where there are none."""
+    check_images(config, images)
+    trained_on = load_index(pseudo_dir(config), "pseudo") if config.train.labels == "vote" else images
+    keys = held_out_keys(trained_on, config.train.holdout) if len(images.with_truth()) else set()
+    if not keys:
+        raise ConfigError(
+            f"evaluate --held-out: nothing is held out of training (train.holdout is {config.train.holdout:g}, "
+            f"{len(images.with_truth())} train images have a mask); allowed: a share above 0, and masks"
+        )
+    return keys
+
+
 def _check_classes(model: nn.Module, index: ShardIndex, folder: Path) -> None:
     known = list(model.classes)
     if known != list(index.classes):
@@ -197,12 +225,14 @@ def _check_classes(model: nn.Module, index: ShardIndex, folder: Path) -> None:
         )
 
 
-def _record(config: Config, index: ShardIndex, scored: int, matrices: dict[str, ConfusionMatrix]) -> dict[str, Any]:
+def _record(
+    config: Config, index: ShardIndex, images: int, scored: int, matrices: dict[str, ConfusionMatrix]
+) -> dict[str, Any]:
     root = Path(config.data.root).resolve().name if config.data.root else config.data.dataset
     return {
         "data": root,
         "split": index.parameters.get("split", index.folder.name),
-        "images": len(index),
+        "images": images,
         "scored": scored,
         "classes": list(index.classes),
         "labels_from": index.extra.get("labels_from"),
@@ -222,10 +252,12 @@ def _parameters(config: Config, segmenter: Segmenter, index: ShardIndex) -> dict
     return {"evaluate": section, "inputs": inputs}
 
 
-def _record_path(config: Config, index: ShardIndex, checkpoint: Path | None, parameters: dict[str, Any]) -> Path:
+def _record_path(
+    config: Config, index: ShardIndex, checkpoint: Path | None, parameters: dict[str, Any], held_out: bool
+) -> Path:
     """val.json or train.json for the run's own data and pointer; anything else has a name of its own."""
     roles = [role for role in ROLES if images_dir(config, role) == index.folder]
-    name = roles[0] if roles else index.folder.name.removeprefix("images-")
+    name = HELD_OUT if held_out else roles[0] if roles else index.folder.name.removeprefix("images-")
     if checkpoint is not None:
         name += f"-{checkpoint.name}-{parameters['inputs']['checkpoint'][:8]}"
     return evaluation_file(config, name)

@@ -18,9 +18,10 @@ from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.errors import CheckpointError, DataError
 from distwsss.evaluate.scores import checkpoint_line, cue_line, percent, protocol_line, table_rows
-from distwsss.inference.segmenter import open_segmenter
+from distwsss.inference.segmenter import Segmenter, open_segmenter
 from distwsss.report import page, pictures
 from distwsss.report.gallery import Row, describe, gallery
+from distwsss.report.opening import opening
 from distwsss.report.plots import line_plot, series
 from distwsss.report.quality import labels_table, seeds_table, threshold_table
 from distwsss.report.tags import classifiers
@@ -245,17 +246,22 @@ def _rows(rows: list[Row]) -> list[str]:
     ]
 
 
-def _photographs(config: Config, indexes: dict[Role, ShardIndex]) -> str:
-    if not indexes or not config.report.images:
-        return page.section("Photographs", page.missing("prepare") if not indexes else "")
-    seeds, pseudo = _index(seeds_dir(config), "seeds"), _index(pseudo_dir(config), "pseudo")
+def _segmenter(config: Config) -> Segmenter | None:
+    """None where none was trained. Raises CheckpointError for a damaged one, ConfigError for another's."""
     try:
         segmenter = open_segmenter(config)
         check_segmenter(config, segmenter.folder)
     except CheckpointError:
         if pointer(segmenter_dir(config), config.evaluate.checkpoint).is_file():
             raise  # there is one, and it is damaged
-        segmenter = None
+        return None
+    return segmenter
+
+
+def _photographs(config: Config, indexes: dict[Role, ShardIndex], segmenter: Segmenter | None) -> str:
+    if not indexes or not config.report.images:
+        return page.section("Photographs", page.missing("prepare") if not indexes else "")
+    seeds, pseudo = _index(seeds_dir(config), "seeds"), _index(pseudo_dir(config), "pseudo")
     voters = len(pseudo.extra["seeds"]) if pseudo else len(config.voting_seeds())
     parts = [_legend(voters, next(iter(indexes.values())).classes)]
     parts += [page.missing(name) for name, piece in (("seeds", seeds or pseudo), ("train", segmenter)) if piece is None]
@@ -287,7 +293,8 @@ def write_report(config: Config) -> Path:
     indexes = {role: index for role, index in found.items() if index is not None}
     if "train" in indexes:
         _check_made_with(config, indexes["train"])
-    quality = _current(quality_file(config), indexes.get("train"), _index(pseudo_dir(config), "pseudo"))
+    pseudo = _index(pseudo_dir(config), "pseudo")
+    quality = _current(quality_file(config), indexes.get("train"), pseudo)
     own: dict[str, ShardIndex | None] = {role: indexes.get(role) for role in ROLES}
     records = {p.stem: _current(p, own.get(p.stem)) for p in sorted(evaluate_dir(config).glob("*.json"))}
     evaluations = {name: record for name, record in records.items() if record and "miou" in record}
@@ -295,7 +302,10 @@ def write_report(config: Config) -> Path:
     if not (indexes or quality or evaluations or any(path.is_file() for path in trained)):
         raise DataError(f"report: no stage has left a result in {run_dir(config)}; run `distwsss run` first")
     labels, unscored = _json(labels_file(config)), _without_masks(indexes)
+    shown = indexes and (config.report.images or config.report.ablation)
+    segmenter = _segmenter(config) if shown else None
     sections = [
+        *opening(config, indexes.get("train"), pseudo, quality, segmenter),
         _cue(config),
         _headline(evaluations, quality, labels, unscored),
         _data(config, indexes),
@@ -305,7 +315,7 @@ def write_report(config: Config) -> Path:
         _clean(quality, unscored),
         _curves(config),
         _evaluations(evaluations, unscored),
-        _photographs(config, indexes),
+        _photographs(config, indexes, segmenter),
     ]
     path = report_file(config)
     write_bytes(path, page.page(f"distwsss: {config.name}", sections).encode("utf-8", "replace"))

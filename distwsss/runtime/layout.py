@@ -10,7 +10,8 @@
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
       seeds/                          quality.json quality.counts.npz labels.json selected.json quarantine.jsonl
                                       ray.json
-      evaluate/                       val.json val.counts.npz train.json ...; images-SPLIT-DIGEST/ of other data
+      evaluate/                       val.json val.counts.npz train.json held_out.json ...;
+                                      images-SPLIT-DIGEST/ of other data
       report/index.html
     shards/NAME/ (`paths.shards`)     images/train/ images/val/ saliency/MODEL/ seeds/ pseudo/VOTE/
 
@@ -33,6 +34,7 @@ from distwsss.runtime.storage import Folder, Scratch, folder_at
 Role: TypeAlias = Literal["train", "val"]
 ROLES: tuple[Role, ...] = ("train", "val")
 LAST, BEST = "LAST", "BEST"
+HELD_OUT = "held_out"  # the name of an evaluation on train ids that were not trained on
 # what a run writes into its folder
 RUN_CONTENTS = (
     *("config.yaml", "command.txt", "env.json", "exit.json", "lock"),
@@ -179,7 +181,7 @@ def evaluate_dir(config: Config) -> Path:
 
 
 def evaluation_file(config: Config, name: str) -> Path:
-    """The scores of a checkpoint on a split: `val`, `train`, or a name that tells data and checkpoint."""
+    """The scores of a checkpoint on a split: `val`, `train`, `held_out`, or a name that tells data and checkpoint."""
     return evaluate_dir(config) / f"{name}.json"
 
 
@@ -197,11 +199,16 @@ def report_file(config: Config) -> Path:
     return run_dir(config) / "report" / "index.html"
 
 
+def shards_place(config: Config) -> str:
+    """Where all shards of a run are: a folder, as it was given, or a URL."""
+    return config.paths.shards or f"shards/{config.name}"
+
+
 def shard_dir(config: Config) -> Folder:
     """All shards of a run, on a file system or an object store."""
     hardware = config.hardware
     scratch = Scratch(Path(hardware.scratch).absolute(), int(hardware.scratch_gb * 1e9)) if hardware.scratch else None
-    folder = folder_at(config.paths.shards or f"shards/{config.name}", scratch)
+    folder = folder_at(shards_place(config), scratch)
     return folder.absolute() if isinstance(folder, Path) else folder
 
 
@@ -233,12 +240,31 @@ def pseudo_dir(config: Config) -> Folder:
     return shard_dir(config) / "pseudo" / name
 
 
+def ablation_dir(name: str, output: Path | None = None) -> Path:
+    """Everything of an ablation but shards and classifiers: table.csv, table.tex, table.json, and of every variant
+    VARIANT/SEED/ (`paths.run` of that run), with SEED.yaml, SEED.log and SEED.done.json beside it."""
+    return (output or Path("runs") / name).absolute()
+
+
+def ablation_files(folder: Path) -> dict[str, Path]:
+    """Of `ablation_dir`, by what they are."""
+    names = {"lock": "ablation.lock", "scored": "scored.json"}
+    tables = {suffix: f"table.{suffix}" for suffix in ("csv", "tex", "json")}
+    return {what: folder / name for what, name in {**names, **tables}.items()}
+
+
+def beside_run(run: Path) -> dict[str, Path]:
+    """Of one run of an ablation, by what they are: its configuration, log, and what it was complete for."""
+    suffixes = {"configuration": ".yaml", "log": ".log", "done": ".done.json"}
+    return {what: run.with_name(run.name + suffix) for what, suffix in suffixes.items()}
+
+
 def check_absolute_roots(config: Config) -> None:
     """For a Ray cluster, where a relative folder would lie in some process's own working folder. Raises ConfigError."""
     given: dict[str, str | None] = {
         "paths.run": config.paths.run or f"runs/{config.name}",
         "paths.classifiers": config.paths.classifiers,
-        "paths.shards": config.paths.shards or f"shards/{config.name}",
+        "paths.shards": shards_place(config),
         "classify.backbone.weights": config.classify.backbone.weights,
     }
     found: dict[str, Any] = {key: folder_at(value) for key, value in given.items() if value}

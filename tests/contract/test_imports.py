@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / "distwsss"
 LAYERS = (
     *({"errors"}, {"config"}, {"runtime"}, {"maths"}, {"losses"}, {"models"}, {"data"}, {"inference"}),
     {"evaluate", "saliency", "seeds", "train"},
-    *({"report"}, {"planning"}, {"pipeline"}, {"cli"}, {"__main__"}),
+    *({"report"}, {"planning"}, {"pipeline"}, {"ablate"}, {"cli"}, {"__main__"}),
 )
 # package -> the files that may import it; all others may not
 USERS = {

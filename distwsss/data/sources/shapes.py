@@ -27,7 +27,9 @@ BOAT = CLASSES.index("boat")
 HUES = [0.0, 0.58, 0.97, 0.33, 0.80, 0.14, 0.46]  # of the badges, by class id
 CORNERS = [0, 3, 0, 4, 4, 5, 3]  # the outline a class prefers, by class id; 0: an ellipse
 FAVOURITE_OUTLINE = 0.4  # how often an object has its class's outline; else any
-WAVES_WITH_BOAT, WAVES_WITHOUT = 0.9, 0.06
+# Of ten images with waves six have a boat. At 0.9 and 0.06 nearly all had, and every classifier called waves a boat:
+# where all seeds err alike, no vote can tell.
+WAVES_WITH_BOAT, WAVES_WITHOUT = 0.75, 0.15
 
 Array = np.ndarray
 

@@ -160,6 +160,29 @@ def test_every_photograph_is_shown_with_its_maps(whole: tuple[Config, str]) -> N
     assert reader.tags.count("figure") == 2 * 8 + 1 * 3 + 2
 
 
+def test_an_ablation_that_is_named_opens_the_page(whole: tuple[Config, str], tmp_path: Path) -> None:
+    config, report = whole[0], whole[0].report.model_copy(update={"ablation": str(tmp_path)})
+    named = config.model_copy(update={"report": report})
+    assert "ablate (its table is looked for in" in opened(named)
+    line = {"name": "all_pixels", "column": "multi", "mean": 0.4321, "difference": None, "state": "complete"}
+    write_json(tmp_path / "table.json", {"baseline": "all_pixels", "split": "val", "variants": [line]})
+    said = opened(named)
+    assert "not run" not in said
+    quality = json.loads((run_dir(config) / "seeds" / "quality.json").read_text())
+    for text in ("all pixels", "43.2", f"{100 * quality['aggregate']['miou']:.1f}", "label made of its tags"):
+        assert text in said
+    write_json(tmp_path / "table.json", {"variants": []})
+    with pytest.raises(DataError, match="not the table of an ablation"):
+        write_report(named)
+    write_report(config)  # the other tests' page
+
+
+def opened(config: Config) -> str:
+    """What stands before the headline numbers."""
+    said = Reader(write_report(config).read_text(encoding="utf-8")).text()
+    return said[said.index("What each part brings") : said.index("Headline numbers")]
+
+
 def test_average_precision_of_each_classifier_is_shown(whole: tuple[Config, str]) -> None:
     said = Reader(whole[1]).said
     start = said.index("average precision (%)")
