@@ -27,6 +27,7 @@ NOT_OF_SHARDS = ("name", "paths", "hardware", "train", "evaluate", "report")
 OF_THE_VOTE: tuple[str, ...] = ()
 NOT_OF_RESULTS = ("name", "paths", "hardware", "report")
 LABELS = ("prepare", "classify", "seeds")
+OURS = ("name", "paths")  # what a variant may not say: every run has its own
 
 
 @dataclass(frozen=True)
@@ -70,42 +71,64 @@ class Ablation:
         return next(variant for variant in self.variants if variant.name == name)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What all rows are made of: the file and where it lies, and `base` as overlaid by all but the variants."""
+
+    file: AblationFile
+    where: Path
+    base: Path
+    folder: Path
+    profile: str | None
+    overrides: list[str] | None
+
+    def config(self, *above: Layer) -> Config:
+        shared = [(f"{self.where}: set", nested(self.file.set))]
+        return load_layered(self.base, self.profile, shared, self.overrides, above)
+
+
 def plan_ablation(
     path: str | Path, profile: str | None = None, overrides: list[str] | None = None, output: Path | None = None
 ) -> Ablation:
     """Everything that the file wants. A key is taken from, the last first: the random seed, the variant, `overrides`,
     `set`, the profile, `base`. Raises ConfigError with every problem of the file and of the configurations."""
     file, where = read_ablation(path)
-    base, folder = base_file(file, where), ablation_dir(file.name, output)
-    shared: list[Layer] = [(f"{where}: set", nested(file.set))]
-    stem = load_layered(base, profile, shared, overrides)
-    reference = _reference(base, profile, stem)
-    found: dict[str, Row] = {}
+    given = _Given(file, where, base_file(file, where), ablation_dir(file.name, output), profile, overrides)
+    stem = given.config()
+    reference = _reference(given.base, profile, stem)
+    rows: dict[str, Row] = {}
     variants, problems = [], []
-    for name, keys in file.variants.items():
-        own = nested({key: value for key, value in keys.items() if key not in OWN_KEYS})
-        problems += [
-            f"{where}: `variants.{name}.{key}`: the ablation says it" for key in ("name", "paths") if key in own
-        ]
-        values = file.random_seeds.values[:1] if keys.get("once") else file.random_seeds.values
-        rows = []
-        for value in values:
-            layers = [
-                (f"{where}: variants.{name}", own),
-                (f"{where}: random_seeds", nested({file.random_seeds.key: value})),
-            ]
-            try:
-                config = load_layered(base, profile, shared, overrides, layers)
-                row = _row(file, folder, name, value, config, stem, reference)
-                rows.append(found.setdefault(_same(row), row))
-            except ConfigError as error:
-                problems += _lines(error)
-        column = keys.get("column") or file.column or ("aggregate" if file.score == "train" else "single")
-        problems += [f"{where}: variants.{name}: {text}" for row in rows for text in _column_faults(file, column, row)]
-        variants.append(Variant(name, column, bool(keys.get("once")), tuple(rows)))
+    for name in file.variants:
+        try:
+            variants.append(_variant(given, name, stem, reference, rows))
+        except ConfigError as error:
+            problems += _lines(error)
     if problems:
         raise ConfigError(report_problems(f"{where}: not a valid ablation", list(dict.fromkeys(problems))))
-    return Ablation(file, folder, tuple(variants))
+    return Ablation(file, given.folder, tuple(variants))
+
+
+def _variant(given: _Given, name: str, stem: Config, reference: Config, known: dict[str, Row]) -> Variant:
+    """known: the rows of those before it, by what they are; its own are added. Raises ConfigError."""
+    file, where = given.file, f"{given.where}: variants.{name}"
+    keys, values = file.variants[name], file.random_seeds.values
+    own = nested({key: value for key, value in keys.items() if key not in OWN_KEYS})
+    problems = [f"{where}: `{key}`: found in a variant; the ablation says it itself" for key in OURS if key in own]
+    rows = []
+    for value in values[:1] if keys.get("once") else values:
+        try:
+            seed = nested({file.random_seeds.key: value})
+            config = given.config((where, own), (f"{given.where}: random_seeds", seed))
+        except ConfigError as error:
+            problems += _lines(error)
+            continue
+        row = _row(given, name, value, config, places(config, stem, reference))
+        rows.append(known.setdefault(_same(row), row))
+    column = keys.get("column") or file.column or ("aggregate" if file.score == "train" else "single")
+    problems += [f"{where}: {text}" for row in rows for text in _column_faults(file, column, row)]
+    if problems:
+        raise ConfigError(report_problems(where, problems))
+    return Variant(name, column, bool(keys.get("once")), tuple(rows))
 
 
 def _reference(base: Path, profile: str | None, stem: Config) -> Config:
@@ -116,13 +139,11 @@ def _reference(base: Path, profile: str | None, stem: Config) -> Config:
         return stem
 
 
-def _row(
-    file: AblationFile, folder: Path, variant: str, value: int, config: Config, stem: Config, reference: Config
-) -> Row:
-    run = folder / variant / str(value)
-    update = {"run": str(run), **places(config, stem, reference)}
+def _row(given: _Given, variant: str, value: int, config: Config, shared: dict[str, str]) -> Row:
+    file, run = given.file, given.folder / variant / str(value)
+    paths = config.paths.model_copy(update={"run": str(run), **shared})
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{file.name}-{variant}-{value}")
-    config = config.model_copy(update={"name": name, "paths": config.paths.model_copy(update=update)})
+    config = config.model_copy(update={"name": name, "paths": paths})
     if file.score == "train":
         return Row(config, value, run, file.score, (*LABELS, "stats"))
     labels = LABELS[:1] if config.train.labels == "truth" else LABELS
@@ -169,7 +190,7 @@ def _same(row: Row) -> str:
 
 
 def _lines(error: ConfigError) -> list[str]:
-    """The problems of a configuration, without the title."""
+    """The problems of `report_problems`, without the title; a message of one line is one."""
     title, *lines = str(error).split("\n")
     return [line.strip() for line in lines] or [title]
 

@@ -22,18 +22,19 @@ from distwsss.config.schema import Config
 from distwsss.data.images import decode_image
 from distwsss.data.prepare import prepare
 from distwsss.data.scoring import read_image_counts
-from distwsss.data.shards.index import load_index
+from distwsss.data.shards.index import ShardIndex, load_index
 from distwsss.data.shards.reader import read_fields
 from distwsss.data.sources.shapes import CLASSES as SHAPES_CLASSES
 from distwsss.errors import ConfigError, DataError, RunError, ShardError
 from distwsss.evaluate.evaluate import evaluate
 from distwsss.evaluate.scores import describe_checkpoint, table_rows
 from distwsss.inference.postprocess import bounded_pool, crf_labels
-from distwsss.inference.segmenter import open_segmenter
+from distwsss.inference.segmenter import Segmenter, open_segmenter
 from distwsss.inference.views import Views, crf_planes, predict_probabilities
 from distwsss.maths.miou import miou_of
 from distwsss.models.export import from_pretrained
 from distwsss.runtime.layout import images_dir, run_dir, segmenter_dir
+from distwsss.train.task import segmenter_task
 from helpers.crf_reference import crf_inference
 from helpers.small import CLASSES, flip_a_bit, make_config, picture, write_folder, write_images, write_segmenter
 
@@ -48,7 +49,10 @@ def count_by_hand(predictions: list[np.ndarray], truths: list[np.ndarray], class
 
 
 def predictions(config: Config, folder: Path, multi_scale: bool) -> list[np.ndarray]:
-    segmenter, index = open_segmenter(config, folder), load_index(images_dir(config, "val"), "images")
+    return all_predictions(open_segmenter(config, folder), load_index(images_dir(config, "val"), "images"), multi_scale)
+
+
+def all_predictions(segmenter: Segmenter, index: ShardIndex, multi_scale: bool) -> list[np.ndarray]:
     found = []
     for shard, count in enumerate(index.counts):
         for position in range(count):
@@ -211,6 +215,32 @@ def test_a_bounded_pool_reports_a_killed_worker() -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_train_ids_held_out_are_scored_and_no_other(tmp_path: Path) -> None:
+    config = make_config(tmp_path, evaluate={"crf": None}, train={"labels": "truth", "holdout": 0.5})
+    masks, checkpoint = write_images(config, "train", 6), write_segmenter(config)
+    index = load_index(images_dir(config, "train"), "images")
+    kept_out = sorted(set(index.all().keys()) - set(segmenter_task(config).selection.keys()))
+    record = evaluate(config, held_out=True)
+    assert record is not None
+    found = read_image_counts(run_dir(config) / "evaluate/held_out.counts.npz")
+    assert sorted(found.keys) == kept_out
+    assert (record["split"], record["images"], record["scored"]) == ("train, held out", 3, 3)
+    numbers = [number for number, key in enumerate(index.all().keys()) if key in kept_out]
+    predicted = all_predictions(open_segmenter(config, checkpoint), index, False)
+    expected = count_by_hand([predicted[n] for n in numbers], [masks[n] for n in numbers], 3)
+    assert record["confusion"]["single"] == expected
+
+
+def test_nothing_held_out_is_said(tmp_path: Path) -> None:
+    config = make_config(tmp_path, train={"labels": "truth", "holdout": 0.0})
+    write_images(config, "train", 2)
+    write_segmenter(config)
+    with pytest.raises(ConfigError, match=r"nothing is held out of training \(train\.holdout is 0, 2 train images"):
+        evaluate(config, held_out=True)
+    with pytest.raises(ConfigError, match="--held-out and --split val"):
+        evaluate(config, "val", held_out=True)
 
 
 def test_what_is_complete_is_skipped_and_printed_again(
