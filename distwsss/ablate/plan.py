@@ -23,8 +23,8 @@ from distwsss.runtime.layout import ablation_dir, classifier_dir, shard_dir, sha
 
 # sections that neither classifiers nor shards depend on; any other separates them
 NOT_OF_SHARDS = ("name", "paths", "hardware", "train", "evaluate", "report")
-# keys of `seeds` that choose a vote and leave the seeds as they are: in it, once votes lie beside each other
-OF_THE_VOTE: tuple[str, ...] = ()
+# keys of `seeds` that choose a vote and leave the seeds as they are: votes lie beside each other (`Config.vote_keys`)
+OF_THE_VOTE = ("label", "vote_on", "threshold", "ties")
 NOT_OF_RESULTS = ("name", "paths", "hardware", "report")
 LABELS = ("prepare", "classify", "seeds")
 OURS = ("name", "paths")  # what a variant may not say: every run has its own
@@ -197,7 +197,7 @@ def _lines(error: ConfigError) -> list[str]:
 
 def _column_faults(file: AblationFile, column: str, row: Row) -> list[str]:
     if file.score == "train":
-        allowed = ["aggregate", "clean", *row.config.seed_names()]
+        allowed = ["aggregate", "clean", *row.config.map_names()]
     else:
         allowed = (
             ["single", "multi"] if row.config.evaluate.crf is None else ["single", "single_crf", "multi", "multi_crf"]
