@@ -73,7 +73,8 @@ def test_variants_that_are_the_same_are_one_run(plan: Plan) -> None:
         ({"evaluate.scales": [1.0]}, True, True),
         ({"hardware.workers": 1}, True, True),
         ({"seeds.alpha": 3.0}, True, False),
-        ({"seeds.vote_on": ["0.10-1.00", "0.10-1.20", "0.30-1.20"]}, True, False),
+        ({"seeds.vote_on": ["0.10-1.00", "0.10-1.20", "0.30-1.20"]}, True, True),  # votes lie beside each other
+        ({"seeds.label": "vote"}, True, True),
         ({"classify.dropouts": [0.1, 0.2]}, True, False),
         ({"classify.optim.lr": 0.5}, False, False),
         ({"prepare.longest_side": 256}, False, False),
