@@ -52,7 +52,9 @@ def norms(logits: Tensor, batch: Batch, tau: float) -> tuple[float, float]:
     """L2 norms of the gradients of both sums with respect to the logits."""
     leaf = logits.requires_grad_()
     terms = hybrid_loss(leaf, batch.labels, batch.clean, complements=batch.complements, temperature=tau)
-    positive, negative = (float(torch.autograd.grad(total, leaf)[0].norm()) for total, _ in terms)
+    positive, negative = (
+        float(torch.autograd.grad(total, leaf, retain_graph=True)[0].norm()) for total, _ in terms
+    )
     return positive, negative
 
 

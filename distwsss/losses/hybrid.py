@@ -108,7 +108,8 @@ def sample_several(
         for other in taken:  # classes 0..there-1-i skip over those taken
             place = place + (place >= other)
         drawn.append(place)
-        taken = list(torch.stack([*taken, place]).sort(0).values)
+        if i + 1 < number:
+            taken = list(torch.stack([*taken, place]).sort(0).values)
     drawn += [torch.full(labels.shape, NONE, device=labels.device)] * (number - len(drawn))
     found = torch.stack(drawn)
     if among is None:

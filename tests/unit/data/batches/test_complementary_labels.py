@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distwsss.data.batches.loader import MicroBatches, Share
 from distwsss.data.batches.plan import Sample
+from distwsss.data.batches.workers import make_loader
 from distwsss.errors import ConfigError
 from distwsss.losses.hybrid import NONE
 from distwsss.runtime.seeding import torch_generator
@@ -111,3 +112,11 @@ def test_micro_batches_hold_the_step_and_equal_maps_however_they_are_cut(loaded)
     for whole, parts in zip(steps(4), steps(2), strict=True):
         assert len(parts) == 2
         assert torch.equal(whole[0].complements, torch.cat([part.complements for part in parts]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_is_at_its_step(workers: int, loaded) -> None:
+    """What falls with the step goes on from where it was."""
+    made = loaded.task()
+    batches = MicroBatches(made.selection, made.samples, 0, 4, Share(0, 1, 2, 2), 5)
+    assert [batch.step for batch in make_loader(batches, 3, workers)] == [3, 3, 4, 4]
