@@ -19,10 +19,11 @@ from PIL import Image
 
 from distwsss.cli import main
 from distwsss.config.load import check_config
+from distwsss.data.scoring import read_image_counts
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.writer import write_index, write_shard
-from distwsss.runtime.layout import images_dir
+from distwsss.runtime.layout import counts_file, images_dir
 from helpers.small import merged, tiny_tree
 
 
@@ -189,7 +190,7 @@ def test_a_second_process_on_the_same_run_is_told_it_is_locked(finished: Path, c
 
 
 def test_help_teaches_every_verb(capfd) -> None:
-    for verb in ("run", "prepare", "classify", "seeds", "stats", "train", "evaluate", "predict", "report", "verify"):
+    for verb in ("run", "prepare", "classify", "seeds", "stats", "train", "evaluate", "predict", "report", "verify", "ablate"):
         with pytest.raises(SystemExit) as caught:
             main([verb, "--help"])
         assert caught.value.code == 0
@@ -207,6 +208,9 @@ def test_any_number_of_ranks_scores_every_image_once(distwsss, finished: Path, t
     assert done.returncode == 0, done.stderr
     (written,) = (finished / "run/evaluate").glob("val-step-*.json")
     assert json.loads(written.read_text())["confusion"] == alone["confusion"]
+    counts = [read_image_counts(counts_file(path)) for path in (finished / "run/evaluate/val.json", written)]
+    assert counts[0].keys == counts[1].keys
+    assert all((counts[0].columns[name] == counts[1].columns[name]).all() for name in alone["miou"])
     written.unlink()
     done = distwsss("evaluate", *config, *other, ranks=ranks)
     assert done.returncode == 0, done.stderr
