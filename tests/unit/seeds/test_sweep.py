@@ -204,8 +204,8 @@ def test_the_verb(swept, tmp_path, capfd):
     (tmp_path / "tiny.yaml").write_text(dump_yaml(config))
     command = ["seeds", "sweep", "--config", str(tmp_path / "tiny.yaml")]
     before = sorted(path.name for path in run_dir(config).iterdir())
-    options = ["--alpha", "1,4", "--crf", "afa,irn", "--normalise", "sum", "--label", "vote", "--folds", "--images", "4"]
-    assert cli.main([*command, *options]) == 0
+    options = "--alpha 1,4 --crf afa,irn --normalise sum --label vote --folds --images 4"
+    assert cli.main([*command, *options.split()]) == 0
     found = read_json(sweep_dir(config) / "sweep.json")
     assert [(row["crf"], row["alpha"]) for row in found["rows"]] == list(itertools.product(("afa", "irn"), ALPHAS))
     assert (found["images"], [fold["scored_on"] for fold in found["folds"]["folds"]]) == (4, [2, 2])
@@ -228,7 +228,8 @@ def test_two_folds_choose_on_one_half_and_score_the_other():
         """hits: of ten pixels of class 1; the others are taken for background."""
         hits = np.asarray(hits)
         zero = np.zeros_like(hits)
-        return np.stack([np.stack([zero, hits], -1), np.stack([10 - hits, hits], -1), np.stack([zero, zero + 10], -1)], 1)
+        rows = ((zero, hits), (10 - hits, hits), (zero, zero + 10))  # hits, predicted, true
+        return np.stack([np.stack(row, -1) for row in rows], 1)
 
     label = {"a": counts(np.where(first, 9, 1)), "b": counts(np.where(first, 2, 8))}
     seed = {"a": counts(np.where(first, 7, 3)), "b": counts(np.where(first, 4, 6))}

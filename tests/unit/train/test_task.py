@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from distwsss.config import Config
+from distwsss.data.batches.plan import plan
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.errors import ConfigError, DataError, ShardError
@@ -132,3 +134,22 @@ def test_a_seed_of_its_own_is_the_segmenters_alone(tmp_path: Path) -> None:
     assert heads[0].equal(heads[2])
     assert not heads[0].equal(heads[1])
     assert classifier_task(own, 0.1).parameters == classifier_task(as_configured, 0.1).parameters
+
+
+@pytest.mark.parametrize(("streams", "same"), [("own", False), ("shared", True)])
+def test_streams_of_two_classifiers(tmp_path: Path, streams: str, same: bool) -> None:
+    """Sample order, augmentation and dropout follow from the task's seed: each p its own, or all the same."""
+    config = make_config(tmp_path, classify={"streams": streams, "holdout": 0.0})
+    write_images(config, "train", 12)
+    tasks = [classifier_task(config, p) for p in (0.1, 0.3)]
+    one, other = ([plan(task.selection, task.seed, step, 6) for step in range(2)] for task in tasks)
+    orders = [[(sample.shard, sample.position) for batch in batches for sample in batch] for batches in (one, other)]
+    assert (orders[0] == orders[1]) == same
+    assert sorted(orders[0]) == sorted(orders[1])
+    sample = one[0][0]
+    key = tasks[0].selection.index.key(sample.shard, sample.position)
+    images = [task.samples(sample, key)["image"] for task in tasks]
+    assert torch.equal(*images) == same
+    assert (tasks[0].seed == tasks[1].seed) == same  # what seeds dropout in every step
+    again = classifier_task(config, 0.1)
+    assert plan(again.selection, again.seed, 0, 6) == one[0]
