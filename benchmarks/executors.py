@@ -90,7 +90,7 @@ def seconds(config: Path, executor: str) -> tuple[float, dict[str, bytes]]:
     subprocess.run(command, env=environment, check=True, capture_output=True)
     taken = time.monotonic() - start
     shards = config.parent / "shards"
-    found = {path.name: path.read_bytes() for kind in ("seeds", "pseudo") for path in (shards / kind).glob("*.tar")}
+    found = {path.name: path.read_bytes() for kind in ("seeds", "pseudo") for path in (shards / kind).rglob("*.tar")}
     for kind in ("seeds", "pseudo"):
         shutil.rmtree(shards / kind)
     return taken, found

@@ -43,7 +43,8 @@ class Verb:
 
     function: called with the configuration (None where there is none) and the arguments. config: whether --config must
     be given, may be, or may be where there is a --checkpoint. single_process: refused under torchrun. opens_run: locks
-    the run folder; `describe` also writes there what was run, which `lock` leaves, as it changes no result.
+    the run folder; `describe` also writes there what was run, which `lock` leaves, as it changes no result. locks: the
+    verb's actions that only lock.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Verb:
     config: Literal["required", "optional", "checkpoint", "none"] = "required"
     single_process: bool = True
     opens_run: Literal["describe", "lock"] | None = "describe"
+    locks: tuple[str, ...] = ()
 
 
 def _option(*flags: str, **settings: Any) -> Option:
@@ -118,6 +120,37 @@ CHECKPOINT_ALONE = _option(*CHECKPOINT.flags, **{**CHECKPOINT.settings, "help": 
 JSON = _option("--json", action="store_true", help="for machines")
 
 
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: numbers between commas, such as 2,4,8") from None
+
+
+SWEEP = (
+    _option(
+        "action",
+        nargs="?",
+        choices=("sweep",),
+        help="sweep: score the labels of other values by the masks of data.tuning_ids (all train masks, where none are "
+        "named), from finished classifiers; the options below are its own",
+    ),
+    _option("--alpha", dest="alphas", metavar="A,B,..", type=_numbers, help="default: 2,4,8,16 and seeds.alpha"),
+    _option("--crf", dest="crfs", metavar="NAME,..", type=_texts, help="named CRF parameters (default: seeds.crf)"),
+    _option("--normalise", metavar="NAME,..", type=_texts, help="sum, softmax (default: seeds.normalise)"),
+    _option("--label", dest="labels", metavar="RULE,..", type=_texts, help="vote, mean_cam, mean_marginals (default)"),
+    _option(
+        "--folds", action="store_true", help="also choose on one half of the photographs and score the other, both ways"
+    ),
+    _option("--images", metavar="N", type=int, help="of N photographs only, always the same ones"),
+    _option("--output", "-o", metavar="FOLDER", type=Path, help="where results go (default: RUN/seeds/sweep)"),
+)
+
+
 def _output(metavar: str, text: str) -> Option:
     return _option("--output", "-o", required=True, metavar=metavar, type=Path, help=text)
 
@@ -154,6 +187,25 @@ def _ablate(_: Config | None, given: Arguments) -> None:
     ablate(given.file, given.profile, given.overrides, given.output, given.only, given.dry_run, given.remake)
 
 
+def _seeds(config: Config, given: Arguments) -> None:
+    """The stage, or `seeds sweep`; an option of the one is refused with the other."""
+    sweep = {option.settings.get("dest", option.flags[0].strip("-")): option.flags[0] for option in SWEEP[1:]}
+    if given.action is None:
+        foreign, allowed = [flag for name, flag in sweep.items() if getattr(given, name)], "with `distwsss seeds sweep`"
+    else:
+        foreign = [*(["--remake"] if given.remake else []), *(["--on-bad"] if given.on_bad != "fail" else [])]
+        allowed = "with `distwsss seeds` alone"
+    if foreign:
+        raise ConfigError(f"seeds{' sweep' if given.action else ''}: found {', '.join(foreign)}; allowed: {allowed}")
+    if given.action is None:
+        pipeline.seeds(config, _options(given))
+        return
+    from distwsss.seeds.sweep import SweepOptions
+
+    chosen = {name: getattr(given, name) for name in sweep if getattr(given, name) is not None}
+    pipeline.sweep_seeds(config, SweepOptions(**chosen))
+
+
 VERBS: dict[str, Verb] = {
     "new": Verb(
         "a configuration for your pictures, with the reason beside every value",
@@ -187,9 +239,10 @@ VERBS: dict[str, Verb] = {
         single_process=False,
     ),
     "seeds": Verb(
-        "CAMs, dense CRF and vote: seed and pseudo-label shards",
-        lambda config, given: pipeline.seeds(config, _options(given)),
-        (ON_BAD, EXECUTOR, REMAKE),
+        "CAMs, dense CRF and vote: seed and pseudo-label shards; sweep: which values are the best (docs/seeds.md)",
+        _seeds,
+        (ON_BAD, EXECUTOR, REMAKE, *SWEEP),
+        locks=("sweep",),
     ),
     "stats": Verb(
         "compare seeds and vote with the train masks, where there are any", lambda config, _: pipeline.stats(config)
@@ -376,7 +429,8 @@ def _dispatch(given: Arguments, command: str) -> None:
     config = _configuration(verb, given)
     opened: AbstractContextManager[None] = nullcontext()
     if config is not None and verb.opens_run:
-        opened = open_run(config, command, describe=verb.opens_run == "describe")
+        only_locks = verb.opens_run == "lock" or getattr(given, "action", None) in verb.locks
+        opened = open_run(config, command, describe=not only_locks)
     with opened:
         if verb.single_process:
             ranks.check_single_process(given.verb)

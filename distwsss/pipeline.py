@@ -23,6 +23,7 @@ from distwsss.runtime.storage import folder_at
 
 if TYPE_CHECKING:
     from distwsss.planning.plan import Plan
+    from distwsss.seeds.sweep import SweepOptions
 
 RESUME = ("auto", "must", "never")
 
@@ -78,6 +79,13 @@ def seeds(config: Config, options: Options = Options()) -> None:
     from distwsss.seeds.generate import run_seeds
 
     run_seeds(config, options.on_bad, options.remake)
+
+
+def sweep_seeds(config: Config, options: SweepOptions | None = None) -> dict[str, Any]:
+    """How good the labels would be under other values of alpha, CRF, label rule and t, by train masks."""
+    from distwsss.seeds.sweep import SweepOptions, sweep_seeds
+
+    return sweep_seeds(config, options or SweepOptions())
 
 
 def stats(config: Config, _: Options = Options()) -> None:

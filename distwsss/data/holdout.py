@@ -57,6 +57,17 @@ def classifier_held_out_keys(index: ShardIndex, share: float) -> set[str]:
     return kept_out
 
 
+def halves(keys: set[str]) -> tuple[set[str], set[str]]:
+    """Two halves of `keys`, so that what is chosen on one is scored on the other."""
+    order = sorted(keys, key=lambda key: derive_seed("halves", key))
+    return set(order[: len(order) // 2]), set(order[len(order) // 2 :])
+
+
+def some_keys(keys: set[str], count: int | None) -> set[str]:
+    """`count` of `keys` (None: all), those of a smaller count among them."""
+    return set(sorted(keys, key=lambda key: derive_seed("some", key))[:count])
+
+
 def tuning_keys(config: Config, index: ShardIndex) -> set[str]:
     """The shard keys of `data.tuning_ids`, on which values were chosen; ids with or without suffix. Raises DataError
     for ids not in `index`."""

@@ -145,7 +145,7 @@ def _of_seeds(seeds: ShardIndex, shard: int, position: int, truth: np.ndarray, s
     fields = [f"s{k}.png" for k in range(shape[0])]
     maps = read_fields(seeds, shard, position, fields)
     found = [
-        _histogram(truth, _at(truth, maps, field, seeds.key(shard, position)), None, 0, shape[1]) for field in fields
+        histogram(truth, _at(truth, maps, field, seeds.key(shard, position)), None, 0, shape[1]) for field in fields
     ]
     return np.stack([one[0] for one in found])
 
@@ -154,11 +154,11 @@ def _of_votes(pseudo: ShardIndex, shard: int, position: int, truth: np.ndarray, 
     """int64[V+1,K,K+1] of one image."""
     maps, key = read_fields(pseudo, shard, position, ["label.png", "votes.png"]), pseudo.key(shard, position)
     labels, votes = (_at(truth, maps, field, key) for field in ("label.png", "votes.png"))
-    return _histogram(truth, labels, votes, shape[0] - 1, shape[1])
+    return histogram(truth, labels, votes, shape[0] - 1, shape[1])
 
 
-def _histogram(truth: np.ndarray, labels: np.ndarray, votes: np.ndarray | None, most: int, classes: int) -> np.ndarray:
-    """int64[most+1,K,K+1] of votes (0 where None), truth and labels over the labelled pixels."""
+def histogram(truth: np.ndarray, labels: np.ndarray, votes: np.ndarray | None, most: int, classes: int) -> np.ndarray:
+    """int64[most+1,K,K+1] of votes (0 where None), truth and labels, uint8[H,W] each, over the labelled pixels."""
     known = truth != IGNORE
     columns = np.where(labels == IGNORE, classes, labels)[known].astype(np.int64)
     rows = truth[known].astype(np.int64)

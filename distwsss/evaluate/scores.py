@@ -15,7 +15,7 @@ from distwsss.config.crf import CRF_PARAMS
 from distwsss.config.schema import Config
 from distwsss.runtime.artifacts import flatten, read_json
 from distwsss.runtime.layout import checkpoints_dir, segmenter_dir
-from distwsss.runtime.progress import say
+from distwsss.runtime.progress import print_table, say
 
 COLUMNS = {"single": "single scale", "single_crf": "+ CRF", "multi": "multi-scale + flip", "multi_crf": "+ CRF"}
 VOC_VAL_IMAGES = 1449
@@ -147,13 +147,3 @@ def print_scores(record: dict[str, Any]) -> None:
         say(f"note: {note}")
     rows = table_rows(record)
     print_table(rows, (1, len(rows) - 1))
-
-
-def print_table(rows: list[list[str]], rules: tuple[int, ...] = (1,)) -> None:
-    """Aligned columns on stdout; a rule above each row number of `rules`."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        if number in rules:
-            say("-" * (sum(widths) + 2 * len(widths) - 2))
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        say("  ".join(cells))

@@ -17,13 +17,13 @@ from distwsss.data.made_with import check_images, check_seeds, check_vote
 from distwsss.data.scoring import Counts, add_counts, count_tasks, own_threshold, shard_counts, write_image_counts
 from distwsss.data.shards.format import INDEX
 from distwsss.data.shards.index import ShardIndex, load_index
-from distwsss.evaluate.scores import or_none, percent, print_table
+from distwsss.evaluate.scores import or_none, percent
 from distwsss.inference.postprocess import bounded_pool
 from distwsss.maths.miou import ConfusionMatrix
 from distwsss.maths.select import select_seeds
 from distwsss.runtime.artifacts import fingerprint, read_json, write_json
 from distwsss.runtime.layout import counts_file, images_dir, pseudo_dir, quality_file, seeds_dir
-from distwsss.runtime.progress import log, say
+from distwsss.runtime.progress import log, print_table, say
 
 VOC_TRAIN_IMAGES = (1464, 10582)
 Quality = dict[str, Any]

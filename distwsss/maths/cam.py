@@ -72,8 +72,12 @@ def compute_cams(
 def cam_to_full(cam: np.ndarray, height: int, width: int) -> np.ndarray:
     """float16[L,h,w] -> float32[L,height,width] in [0, 1): bilinear, then each class over its own maximum + 1e-5."""
     small = torch.from_numpy(cam.astype(np.float32))[None]
-    full = interpolate(small, (height, width), mode="bilinear", align_corners=False)[0].numpy()
-    return full / (full.max(axis=(1, 2), keepdims=True) + np.float32(1e-5))
+    return to_maximum(interpolate(small, (height, width), mode="bilinear", align_corners=False)[0].numpy())
+
+
+def to_maximum(cam: np.ndarray) -> np.ndarray:
+    """float32[L,H,W] >= 0 -> each class over its own maximum + 1e-5."""
+    return cam / (cam.max(axis=(1, 2), keepdims=True) + np.float32(1e-5))
 
 
 def background(cam: np.ndarray, alpha: float) -> np.ndarray:

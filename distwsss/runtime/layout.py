@@ -9,7 +9,8 @@
                                       while one is remade, old/: the one before;
                                       of ranks that fail stacks-rankR.txt error-rankR.json nccl-rank-R
       seeds/                          quality.json quality.counts.npz labels.json selected.json quarantine.jsonl
-                                      ray.json
+                                      ray.json; sweep/{sweep.json sweep.csv sweep.png sweep.counts.npz}, and what a
+                                      sweep need not compute again: sweep/{cams,counts}/DIGEST/
       evaluate/                       val.json val.counts.npz train.json held_out.json ...;
                                       images-SPLIT-DIGEST/ of other data
       report/index.html
@@ -174,6 +175,21 @@ def selected_file(config: Config) -> Path:
 def ray_file(config: Config) -> Path:
     """Which nodes of a Ray cluster made the seeds."""
     return run_dir(config) / "seeds" / "ray.json"
+
+
+def sweep_dir(config: Config) -> Path:
+    """What `seeds sweep` keeps and, by default, writes."""
+    return run_dir(config) / "seeds" / "sweep"
+
+
+def sweep_cams_dir(config: Config, digest: str) -> Path:
+    """CAMs of the classifiers and keys that `digest` stands for, a file for each image."""
+    return sweep_dir(config) / "cams" / digest[:16]
+
+
+def sweep_counts_file(config: Config, digest: str, shard: int) -> Path:
+    """Counts of a shard's images under the setting that `digest` stands for."""
+    return sweep_dir(config) / "counts" / digest[:16] / f"{shard:05d}.npz"
 
 
 def evaluate_dir(config: Config) -> Path:

@@ -1,5 +1,5 @@
 """The CAMs of one shard by one classifier at one scale, a plain function of a picklable task. Called by
-`seeds.chunk`, and by Ray's actors through `seeds.on_ray`.
+`seeds.chunk` and `seeds.sweep_chunk`, and by Ray's actors through `seeds.on_ray`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ NO_CAM = np.zeros((0, 1, 1), np.float16)  # of an image without labels
 
 @dataclass(frozen=True)
 class CamTask:
-    """The CAMs of one image shard by one classifier at one scale. `device`: as `hardware.device`."""
+    """The CAMs of one image shard by one classifier at one scale. `device`: as `hardware.device`; `keys`: of these
+    images only, None: of all."""
 
     name: str  # the seed's, 0.05-1.20
     images: Folder
@@ -48,11 +49,12 @@ class CamTask:
     device: str = "auto"
     precision: str = "no"
     batch: int = 1
+    keys: tuple[str, ...] | None = None
 
 
 @dataclass
 class CamResult:
-    """Of every image of the shard in order: its CAM. `device`: the type it was computed on."""
+    """Of every image of the shard that was asked for, in order: its CAM. `device`: the type it was computed on."""
 
     cams: list[Cam]
     device: str
@@ -95,14 +97,17 @@ def fixed_threads(count: int) -> Iterator[None]:
 
 
 def cam_shard(task: CamTask) -> CamResult:
-    """The CAMs of every image of the shard; images of equal size share a forward, in key order."""
+    """The CAMs of the images of the shard; images of equal size share a forward, in key order."""
     index = checked_index(task.images, "images", task.shard)
     device = pick_device(task.device).type
     found: dict[str, Cam] = {}
     waiting: dict[tuple[int, ...], list[_Photo]] = {}
     pace = Pace("cam")
     with fixed_threads(task.section.threads):
+        wanted = set(index.shards[task.shard].keys if task.keys is None else task.keys)
         for key, members in iter_shard(index, task.shard, ["jpg", "json"]):
+            if key not in wanted:
+                continue
             pace.tell(len(found))
             fault_point(f"cam:{task.name}:{key}")
             try:
@@ -122,7 +127,7 @@ def cam_shard(task: CamTask) -> CamResult:
             found |= _batch_cams(rest, task, device)
             pace.tell(len(found))
         pace.tell(len(found))
-    return CamResult([found[key] for key in index.shards[task.shard].keys], device)
+    return CamResult([found[key] for key in index.shards[task.shard].keys if key in found], device)
 
 
 class Pace:

@@ -1,6 +1,6 @@
 """From the CAMs of one image to its label maps: a seed for each (p, scale), and the two of all of them together.
 
-Called by `seeds.chunk`, and by sweeps. Pure functions of arrays.
+Called by `seeds.chunk` and `seeds.sweep_chunk`. Pure functions of arrays.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distwsss.config.stages import MEANS, SeedsSection
-from distwsss.maths.cam import cam_to_full, probabilities
+from distwsss.maths.cam import cam_to_full, probabilities, to_maximum
 from distwsss.maths.crf import refine
 from distwsss.maths.saliency import salient_label, with_saliency
 from distwsss.maths.vote import ABSTAIN
@@ -36,17 +36,39 @@ def refine_cams(
     and with `seeds.saliency_voter` what the saliency map says.
 
     A seed: the CAM to full size, normalised, the alpha background (with `seeds.saliency_unary` that of the saliency map
-    uint8[H,W]), a CRF, its argmax. `mean_cam`: one CRF on the mean of the m normalised CAMs; `mean_marginals`: the
-    argmax of the mean of the m CRFs' marginals. One CRF call for all. An image without labels is background only.
+    uint8[H,W]), a CRF, its argmax. `mean_cam`: one CRF on the mean of the m normalised CAMs, normalised again, so
+    that alpha means the same; `mean_marginals`: the argmax of the mean of the m CRFs' marginals. One CRF call for all.
+    An image without labels is background only.
     """
+    return refine_settings(image, labels, cams, [section], saliency)[0]
+
+
+def refine_settings(
+    image: np.ndarray,
+    labels: list[int],
+    cams: list[np.ndarray],
+    sections: list[SeedsSection],
+    saliency: np.ndarray | None = None,
+) -> list[LabelMaps]:
+    """`refine_cams` under each of `sections`, which differ in nothing but `alpha` and `normalise`: one CRF call for
+    all of them."""
     height, width = image.shape[:2]
     if not labels:
-        shape = (map_count(section, len(cams)), height, width)
-        return LabelMaps(np.zeros(shape, np.uint8), np.full(shape, ABSTAIN, np.uint8))
+        shape = (map_count(sections[0], len(cams)), height, width)
+        return [LabelMaps(np.zeros(shape, np.uint8), np.full(shape, ABSTAIN, np.uint8)) for _ in sections]
     full = np.stack([cam_to_full(cam, height, width) for cam in cams])
-    mean = full.mean(axis=0)
+    mean = to_maximum(full.mean(axis=0))
     salient = None if saliency is None else saliency.astype(np.float32) / 255
-    marginals = refine(image, np.stack([_unary(cam, section, salient) for cam in (*full, mean)]), section.crf)
+    unaries = [_unary(cam, section, salient) for section in sections for cam in (*full, mean)]
+    marginals = refine(image, np.stack(unaries), sections[0].crf)
+    each = marginals.reshape(len(sections), len(cams) + 1, *marginals.shape[1:])
+    return [_maps(found, mean, labels, sections[0], salient) for found in each]
+
+
+def _maps(
+    marginals: np.ndarray, mean: np.ndarray, labels: list[int], section: SeedsSection, salient: np.ndarray | None
+) -> LabelMaps:
+    """Of the marginals float32[m+1,L+1,H,W] of the seeds and of the mean CAM `mean`, float32[L,H,W]."""
     maps = chosen(np.concatenate([marginals, marginals[:-1].mean(axis=0, keepdims=True)]), labels)
     if not section.saliency_voter or salient is None:
         return maps

@@ -1,5 +1,5 @@
 """Progress of the `seeds` stage: images done, images/s of CAM and CRF, memory, queue, time left. Called by
-`seeds.generate`."""
+`seeds.generate` and `seeds.sweep`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ class SeedProgress:
 
     counts: images of every shard; todo: the shards to make; seeds: CAMs per image; processes: how many work at once.
     They tell of each image (`heard`). None: Ray's actors do; how many of them work at once is measured.
+    what: is done, as its lines call it.
     """
 
-    def __init__(self, counts: list[int], todo: list[int], seeds: int, processes: int | None = 1) -> None:
+    def __init__(
+        self, counts: list[int], todo: list[int], seeds: int, processes: int | None = 1, what: str = "seeds"
+    ) -> None:
+        self.what = what
         self.counts, self.seeds, self.processes, self.queue = counts, seeds, processes, ""
         self.total, self.left = sum(counts), sum(counts[shard] for shard in todo)
         self.todo = self.left
         self.told: Counter[str] = Counter()
         self.worker_gb, self.since = 0.0, 0.0  # of Ray's actors: the most memory, and when the first began to work
         self.start = self.last = time.monotonic()
-        self.bar = step_bar(self.total - self.left, self.total, "seeds", "image")
+        self.bar = step_bar(self.total - self.left, self.total, what, "image")
 
     def heard(self, what: dict[str, float]) -> None:
         """What a chunk tells while it works: images of a step (cam, crf), the seconds of a process, pixels; on Ray also
@@ -82,17 +86,17 @@ class SeedProgress:
         self.bar.set_postfix_str(self.line(), refresh=False)
         if self.bar.disable and time.monotonic() - self.last >= EVERY and self.left:
             done = max(self.total - self.left, self.total - self.todo + int(self.told["crf"]))
-            log.info(f"seeds: {done}/{self.total} images, {self.line()}")
+            log.info(f"{self.what}: {done}/{self.total} images, {self.line()}")
             self.last = time.monotonic()
         left = self._work_left() / self._at_once()
-        expect("seeds", left, time.monotonic() - self.start + left)
+        expect(self.what, left, time.monotonic() - self.start + left)
 
     def close(self) -> None:
         self.bar.close()
         if self.todo:
             seconds = time.monotonic() - self.start
             rate = f"{self.todo / max(seconds, 1e-9):.2f} images/s"
-            log.info(f"seeds: {self.todo} images in {duration(seconds)}, {rate}, {memory_line(self.worker_gb)}")
+            log.info(f"{self.what}: {self.todo} images in {duration(seconds)}, {rate}, {memory_line(self.worker_gb)}")
 
 
 def _worked(told: Mapping[str, float]) -> float:

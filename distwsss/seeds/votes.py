@@ -1,5 +1,5 @@
 """The pseudo-labels of a shard, a pure function of its seed shard: another vote needs no other seeds. Called by
-`seeds.chunk` for maps in memory and by `seeds.generate` for stored ones; both give the same bytes.
+`seeds.chunk` and `seeds.sweep_chunk` for maps in memory and by `seeds.generate` for stored ones; all give the same.
 """
 
 from __future__ import annotations
@@ -45,14 +45,7 @@ class VoteTask:
 def vote_sample(photo: dict[str, bytes], maps: LabelMaps, task: VoteTask) -> dict[str, bytes]:
     """The members of one pseudo-label sample (the photograph and its labels are carried over). `maps`: all those of the
     seed sample, in its order."""
-    voters = list(task.voters)
-    if task.label is None:
-        # uint8 would overflow in the sums over seeds
-        scores = maps.scores[voters].astype(np.uint16) if task.by_score else None
-        labels, votes = vote(maps.labels[voters], scores)
-    else:
-        labels = maps.labels[task.label]
-        votes = agreement(maps.labels[voters], labels)
+    labels, votes = label_and_votes(maps, task)
     return {
         "jpg": photo["jpg"],
         "label.png": encode_palette(labels),
@@ -60,6 +53,17 @@ def vote_sample(photo: dict[str, bytes], maps: LabelMaps, task: VoteTask) -> dic
         "clean.png": encode_clean((votes >= task.threshold) & (labels != ABSTAIN)),
         "json": to_json({**json.loads(photo["json"]), "seeds": list(task.names)}),
     }
+
+
+def label_and_votes(maps: LabelMaps, task: VoteTask) -> tuple[np.ndarray, np.ndarray]:
+    """uint8[H,W] each: the label of every pixel, and how many of those that vote have it."""
+    voters = list(task.voters)
+    if task.label is not None:
+        labels = maps.labels[task.label]
+        return labels, agreement(maps.labels[voters], labels)
+    # uint8 would overflow in the sums over seeds
+    scores = maps.scores[voters].astype(np.uint16) if task.by_score else None
+    return vote(maps.labels[voters], scores)
 
 
 def vote_shard(images_folder: Folder, seeds_folder: Folder, task: VoteTask, shard: int) -> Packed:

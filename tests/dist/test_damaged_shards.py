@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.launching import Run, Start, make_shared, variables
+from helpers.paths import only
 
 
 def member(path: Path, field: str) -> tarfile.TarInfo:
@@ -64,8 +65,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as of `make_shared`; the last of its twelve pseudo-label shards is whole."""
     folder = make_shared(tmp_path_factory.mktemp("damaged"), prepare={"shard_size": 1}, train={"holdout": 0.0})
+    pseudo = only(folder / "shards/pseudo")
     for number, (damage, _) in enumerate(DAMAGES.values()):
-        damage(folder / f"shards/pseudo/pseudo-{number:05d}.tar")
+        damage(pseudo / f"pseudo-{number:05d}.tar")
     return folder
 
 
@@ -77,7 +79,7 @@ def check_all_are_named(text: str) -> None:
 
 
 def test_verify_names_every_damaged_shard(damaged: Path) -> None:
-    command = [sys.executable, "-m", "distwsss", "verify", damaged / "shards/pseudo"]
+    command = [sys.executable, "-m", "distwsss", "verify", only(damaged / "shards/pseudo")]
     done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 3
     check_all_are_named(done.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.launching import Run, Start, make_shared, runs_in
+from helpers.paths import only
 from safetensors.torch import load_file
 
 from distwsss.runtime.artifacts import manifest_problems
@@ -78,7 +79,7 @@ def test_a_damaged_shard_of_one_rank(run: Callable[..., Run], tmp_path: Path) ->
     """Rank 1 has shards of its own, as on another machine's disk; one is cut after they were verified."""
     found = run("shard", **{"train.optim.duration": "40 steps"})
     shutil.copytree(found.folder / "shards", tmp_path / "shards")
-    damaged = tmp_path / "shards/pseudo/pseudo-00001.tar"
+    damaged = only(tmp_path / "shards/pseudo") / "pseudo-00001.tar"
     hooks = [{"after-step:1:rank1": f"truncate: {damaged}"}]
     assert found(Start(hooks=hooks, rank1=["--set", f"paths.shards={tmp_path}/shards"])) == 1, found.log
     found_exit = found.exit()

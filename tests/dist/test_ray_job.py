@@ -99,8 +99,8 @@ def tree(folder: Path) -> dict[str, object]:
 
 
 def shards(folder: Path) -> dict[str, bytes]:
-    files = [path for kind in ("seeds", "pseudo") for path in (folder / kind).iterdir()]
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+    files = [path for kind in ("seeds", "pseudo") for path in (folder / kind).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow

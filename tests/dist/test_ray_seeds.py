@@ -22,8 +22,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from helpers.small import merged, tiny_tree
+from helpers.paths import only
+from helpers.small import merged, tiny_tree, write_saliency
 
+from distwsss.config import load_config
 from distwsss.data.images import decode_mask
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
@@ -31,6 +33,9 @@ from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.data.shards.verify import verify
 
 MARK = "DISTWSSS_TEST_MARK"
+# what workers on Ray must make as local ones do
+SEEDS = {"dropout_passes": 2, "saliency_unary": True, "saliency_voter": True, "label": "mean_cam"}
+FOLDERS = ("run", "shards", "maps")
 Bytes = dict[str, bytes]
 
 
@@ -39,7 +44,8 @@ class Place:
 
     def __init__(self, folder: Path, **sections: Any) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
-        tree = merged(tiny_tree(folder), merged({"hardware": {"workers": 1, "ray": {}}}, sections))
+        tree = merged(tiny_tree(folder), merged({"hardware": {"workers": 1, "ray": {}}, "seeds": SEEDS}, sections))
+        tree["saliency"] = {"folder": str(folder / "maps")}
         self.config = folder / "tiny.yaml"
         self.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
         self.run, self.shards = folder / "run", folder / "shards"
@@ -74,11 +80,11 @@ class Place:
         )  # fmt: skip
 
     def bytes(self) -> Bytes:
-        return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in self.files()}
+        return {str(path.relative_to(self.shards)): path.read_bytes() for path in self.files()}
 
     def files(self) -> list[Path]:
-        return sorted(p for kind in ("seeds", "pseudo") if (self.shards / kind).is_dir()
-                      for p in (self.shards / kind).iterdir())  # fmt: skip
+        found = (path for kind in ("seeds", "pseudo") for path in (self.shards / kind).rglob("*"))
+        return sorted(path for path in found if path.is_file())
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that was started from here, Ray's own processes too."""
@@ -102,6 +108,7 @@ def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for verb in ("prepare", "classify"):
         done = place(verb)
         assert done.returncode == 0, done.stderr
+    write_saliency(load_config(str(place.config)))
     return place.folder
 
 
@@ -111,7 +118,7 @@ def place(classified: Path, tmp_path: Path) -> Iterator[Callable[..., Place]]:
     made: list[Place] = []
 
     def make(folder: Path = tmp_path, **sections: Any) -> Place:
-        for name in ("run", "shards"):
+        for name in FOLDERS:
             shutil.copytree(classified / name, folder / name)
         made.append(Place(folder, **sections))
         return made[-1]
@@ -125,7 +132,7 @@ def place(classified: Path, tmp_path: Path) -> Iterator[Callable[..., Place]]:
 def reference(classified: Path, tmp_path_factory: pytest.TempPathFactory) -> Bytes:
     """The shards of an undisturbed local run."""
     folder = tmp_path_factory.mktemp("reference")
-    for name in ("run", "shards"):
+    for name in FOLDERS:
         shutil.copytree(classified / name, folder / name)
     local = Place(folder)
     done = local.seeds(executor="local")
@@ -140,8 +147,8 @@ def check_whole(place: Place, reference: Bytes) -> None:
     assert sorted(found) == sorted(reference)
     assert found == reference
     images = load_index(place.shards / "images" / "train", "images")
-    for kind in ("seeds", "pseudo"):
-        index = load_index(place.shards / kind, kind)
+    for kind, folder in {"seeds": place.shards / "seeds", "pseudo": only(place.shards / "pseudo")}.items():
+        index = load_index(folder, kind)
         keys = [key for shard in range(len(index.shards)) for key, _ in iter_shard(index, shard, [])]
         assert sorted(keys) == sorted(images.all().keys())
     assert verify(place.shards) == []
@@ -156,6 +163,9 @@ def test_ray_gives_the_bytes_of_the_local_executor(place: Callable[..., Place], 
     done = here.seeds()
     assert done.returncode == 0, done.stderr
     check_whole(here, reference)
+    index = load_index(here.shards / "seeds", "seeds")
+    assert index.extra["seeds"][-1] == "saliency"
+    assert index.parameters["seeds"].items() >= {"dropout_passes": 2, "saliency_unary": True}.items()
     assert "2 CAM actor(s), 2 CRF worker(s)" in done.stderr
     assert re.search(r"seeds: \d+ images in .*, memory at most \d+\.\d GB a process", done.stderr)  # told by actors
     record = json.loads((here.run / "seeds" / "ray.json").read_text())
@@ -277,7 +287,7 @@ def test_second_driver_is_told_that_the_run_is_locked(place: Callable[..., Place
 @pytest.mark.slow
 def test_full_disk(place: Callable[..., Place], reference: Bytes, tmp_path: Path) -> None:
     """The seeds folder on a disk with room for few files; then with more room, the same command completes."""
-    here, out = place(), tmp_path / "out"
+    here, out = place(seeds={"vote_on": "selected"}), tmp_path / "out"  # no vote on the way
     script = f"""
         set -u; mkdir -p {here.shards}/seeds; mount -t tmpfs -o size=64m,nr_inodes=4 none {here.shards}/seeds
         "$@"; echo "first $?"; ls -A {here.shards}/seeds | sed 's/^/left /'
@@ -328,7 +338,9 @@ def test_an_image_that_cannot_be_done(place: Callable[..., Place], reference: By
     for found, members in iter_shard(index, 1, ["s0.png", "s3.png"]):
         abstains = all((decode_mask(data, found) == 255).all() for data in members.values())
         assert abstains == (found == key)
-    for name in ("seeds/seeds-00000.tar", "seeds/seeds-00002.tar", "pseudo/pseudo-00002.tar"):
+    names = [name for name in reference if name.endswith(("seeds-00000.tar", "seeds-00002.tar", "pseudo-00002.tar"))]
+    assert len(names) == 3
+    for name in names:
         assert here.bytes()[name] == reference[name]
 
 

@@ -24,7 +24,7 @@ from distwsss.data.images import decode_mask, encode_clean, encode_gray, encode_
 from distwsss.data.prepare import data_parameters, split_of
 from distwsss.data.shards.format import key_from_name
 from distwsss.data.shards.index import load_index
-from distwsss.data.shards.reader import iter_shard
+from distwsss.data.shards.reader import iter_shard, read_fields, read_json_field
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.models.classifier import Classifier
 from distwsss.models.deeplab import DeepLab
@@ -32,6 +32,7 @@ from distwsss.models.export import save_pretrained
 from distwsss.runtime.artifacts import to_json, write_json, write_manifest, write_pointer
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, source_file
 from distwsss.runtime.storage import Folder
+from distwsss.saliency.maps import make_saliency
 
 CLASSES = ["background", "cat", "dog"]
 TINY_OPTIM = {
@@ -235,6 +236,24 @@ def write_seeds(config: Config, maps: Callable[[int], Sequence[np.ndarray]], **p
 
     shards, classes = beside_images(config, fields)
     write_shards(seeds_dir(config), "seeds", shards, classes, parameters, seeds=config.seed_names())
+
+
+def write_saliency(config: Config) -> list[np.ndarray]:
+    """A map of every train image in `saliency.folder`, a bright block on a ramp, and the shards of them; returns the
+    maps, uint8[H,W]."""
+    folder, maps = Path(config.saliency.folder or ""), []
+    folder.mkdir(parents=True, exist_ok=True)
+    index = load_index(images_dir(config, "train"), "images")
+    for number, (shard, position) in enumerate(index.all().places()):
+        about = read_json_field(read_fields(index, shard, position, ["json"])["json"], "json")
+        height, width = about["size"]
+        grey = np.tile(np.linspace(0, 120, width, dtype=np.uint8), (height, 1))
+        top = (number % 3 + 1) * height // 6
+        grey[top : top + height // 2, width // 4 : width * 3 // 4] = 230
+        (folder / f"{about['name']}.png").write_bytes(encode_gray(grey))
+        maps.append(grey)
+    make_saliency(config)
+    return maps
 
 
 def thirds(number: int, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,8 @@ from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.data.shards.writer import write_index, write_shard
 from distwsss.runtime.layout import counts_file, images_dir
-from helpers.small import merged, tiny_tree
+from helpers.paths import only
+from helpers.small import merged, snapshot, tiny_tree
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_run_leaves_what_design_names(finished: Path) -> None:
                  "report/index.html", "classify/0.10/metrics.jsonl", "classify/0.30/checkpoints/LAST",
                  "train/metrics.jsonl", "train/checkpoints/LAST", "train/checkpoints/BEST"):  # fmt: skip
         assert (run / name).is_file(), name
-    for name in ("images/train", "images/val", "seeds", "pseudo"):
-        assert (shards / name / "index.json").is_file(), name
+    for folder in (shards / "images/train", shards / "images/val", shards / "seeds", only(shards / "pseudo")):
+        assert (folder / "index.json").is_file(), folder
     assert json.loads((run / "exit.json").read_text())["code"] == 0
     printed = (finished / "stdout").read_text()
     assert "mIoU" in printed
@@ -68,7 +69,7 @@ def test_rerun_skips_every_stage_and_touches_nothing(finished: Path, capfd: pyte
 def test_verify_finds_a_flipped_bit_and_says_where(finished: Path, tmp_path: Path, capfd) -> None:
     assert main(["verify", str(finished / "shards")]) == 0
     shutil.copytree(finished / "shards", tmp_path / "shards")
-    victim = tmp_path / "shards/pseudo/pseudo-00001.tar"
+    victim = only(tmp_path / "shards/pseudo") / "pseudo-00001.tar"
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 4
     victim.write_bytes(bytes(data))
@@ -94,12 +95,15 @@ def test_predict_writes_palette_and_overlay(finished: Path, tmp_path: Path) -> N
 def test_another_vote_needs_no_new_seeds_and_mixing_is_refused(finished: Path, tmp_path: Path, capfd) -> None:
     shutil.copytree(finished / "shards", tmp_path / "shards")
     arguments = ["seeds", "--config", str(finished / "tiny.yaml"), "--set", f"paths.shards={tmp_path}/shards"]
-    assert main([*arguments, "--set", "seeds.threshold=2"]) == 2
-    assert "threshold: was 3, now 2" in capfd.readouterr().err
+    assert main([*arguments, "--set", "seeds.alpha=2"]) == 2
+    assert "seeds.alpha: was 8.0, now 2" in capfd.readouterr().err
+    first = snapshot(tmp_path / "shards")
     seeds = (tmp_path / "shards/seeds/seeds-00000.tar").stat().st_mtime_ns
-    shutil.rmtree(tmp_path / "shards/pseudo")
     assert main([*arguments, "--set", "seeds.threshold=2"]) == 0
     assert (tmp_path / "shards/seeds/seeds-00000.tar").stat().st_mtime_ns == seeds
+    both = snapshot(tmp_path / "shards")
+    assert first.items() < both.items()
+    assert {Path(name).parts[0] for name in both.keys() - first.keys()} == {"pseudo"}
 
 
 @pytest.mark.parametrize(

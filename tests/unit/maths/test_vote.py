@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distwsss.maths.vote import vote
+from distwsss.maths.vote import agreement, vote
 
 
 def brute_force(seeds, scores=None):
@@ -95,3 +95,21 @@ def test_seeds_that_are_none_are_refused(shape, dtype):
 def test_scores_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="scores"):
         vote(np.zeros((2, 2, 2), np.uint8), np.zeros((1, 2, 2), np.float32))
+
+
+@given(seeds=arrays(np.uint8, (3, 2, 3), elements=st.sampled_from([0, 1, 2, 255])), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_agreement_counts_the_seeds_that_have_the_label(seeds, data):
+    labels = data.draw(arrays(np.uint8, (2, 3), elements=st.sampled_from([0, 1, 2, 255])))
+    found = agreement(seeds, labels)
+    assert found.dtype == np.uint8
+    for y in range(2):
+        for x in range(3):
+            same = [k for k in range(3) if seeds[k, y, x] == labels[y, x]]
+            assert found[y, x] == (0 if labels[y, x] == 255 else len(same))
+
+
+def test_the_votes_of_a_vote_are_those_that_agree_with_it():
+    seeds = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (6, 20, 20))
+    labels, votes = vote(seeds)
+    np.testing.assert_array_equal(agreement(seeds, labels), votes)

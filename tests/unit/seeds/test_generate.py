@@ -27,7 +27,7 @@ from distwsss.runtime.artifacts import read_json, write_json
 from distwsss.runtime.layout import images_dir, pseudo_dir, run_dir, seeds_dir, selected_file, shard_dir
 from distwsss.seeds.generate import generate_seeds, run_seeds, vote_seeds
 from distwsss.seeds.plan import plan_seeds
-from helpers.small import flip_a_bit, make_config, merged, write_classifiers, write_images
+from helpers.small import flip_a_bit, make_config, merged, write_classifiers, write_images, write_saliency
 
 CLASSES = ["background", "cat", "dog", "hat"]
 LABELS = [[1], [2, 3], [], [1, 3], [2]]  # one image without labels
@@ -105,7 +105,9 @@ def marginals_alone(config, image, labels):
         classifier = from_pretrained(run_dir(config) / "classify" / p / "checkpoints" / "step-00000001")
         cam = compute_cam(classifier, image, labels, float(scale), None, [1.0])
         cams.append(cam_to_full(cam, *image.shape[:2]))
-    alone = [refine(image, probabilities(cam, 1.0, "sum")[None], config.seeds.crf)[0] for cam in [*cams, sum(cams) / 4]]
+    mean = sum(cams) / 4
+    mean /= mean.max(axis=(1, 2), keepdims=True) + 1e-5
+    alone = [refine(image, probabilities(cam, 1.0, "sum")[None], config.seeds.crf)[0] for cam in [*cams, mean]]
     return [*alone, sum(alone[:4]) / 4]
 
 
@@ -139,13 +141,20 @@ def test_shards_verify_and_nothing_else_is_left(reference):
     [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)],
     ids=["two, one that votes", "one, two that vote"],
 )
-def test_workers_do_not_change_a_byte(reference, tmp_path, seeds, votes):
-    config = made(tmp_path, hardware={"workers": seeds})
+def test_workers_do_not_change_a_byte(tmp_path, seeds, votes):
+    """With everything that a worker may be asked for."""
+    section = {"dropout_passes": 2, "saliency_unary": True, "saliency_voter": True, "vote_on": [*VOTERS, "saliency"]}
+    options = {"seeds": section, "saliency": {"folder": str(tmp_path / "maps")}}
+    alone = made(tmp_path / "alone", **options)
+    write_saliency(alone)
+    run_seeds(alone)
+    config = made(tmp_path / "workers", **options, hardware={"workers": seeds})
+    write_saliency(config)
     before = torch.get_num_threads()
     generate_seeds(plan_seeds(config))
-    vote_seeds(plan_seeds(settings(tmp_path, hardware={"workers": votes})))
+    vote_seeds(plan_seeds(settings(tmp_path / "workers", **options, hardware={"workers": votes})))
     assert torch.get_num_threads() == before
-    assert bytes_of(config) == bytes_of(reference)
+    assert bytes_of(config) == bytes_of(alone)
 
 
 def test_masks_do_not_change_a_byte(reference, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from distwsss.config import Config
 from distwsss.data.batches.loader import MicroBatches, Share
+from distwsss.data.batches.plan import plan
 from distwsss.data.shards.index import load_index
 from distwsss.data.shards.reader import iter_shard
 from distwsss.errors import ConfigError, DataError, ShardError
@@ -149,3 +150,22 @@ def test_the_temperature_falls_over_a_share_of_the_duration(tmp_path: Path, unti
         found = hybrid_loss(logits, batch.labels, batch.clean, complements=batch.complements, temperature=tau)
         expected = found.positive[0] + found.negative[0]
         torch.testing.assert_close(task.sums([logits], batch)[0][0], expected)
+
+
+@pytest.mark.parametrize(("streams", "same"), [("own", False), ("shared", True)])
+def test_streams_of_two_classifiers(tmp_path: Path, streams: str, same: bool) -> None:
+    """Sample order, augmentation and dropout follow from the task's seed: each p its own, or all the same."""
+    config = make_config(tmp_path, classify={"streams": streams, "holdout": 0.0})
+    write_images(config, "train", 12)
+    tasks = [classifier_task(config, p) for p in (0.1, 0.3)]
+    one, other = ([plan(task.selection, task.seed, step, 6) for step in range(2)] for task in tasks)
+    orders = [[(sample.shard, sample.position) for batch in batches for sample in batch] for batches in (one, other)]
+    assert (orders[0] == orders[1]) == same
+    assert sorted(orders[0]) == sorted(orders[1])
+    sample = one[0][0]
+    key = tasks[0].selection.index.key(sample.shard, sample.position)
+    images = [task.samples(sample, key)["image"] for task in tasks]
+    assert torch.equal(*images) == same
+    assert (tasks[0].seed == tasks[1].seed) == same  # what seeds dropout in every step
+    again = classifier_task(config, 0.1)
+    assert plan(again.selection, again.seed, 0, 6) == one[0]
