@@ -107,7 +107,8 @@ def test_the_table_says_what_the_counts_are(swept):
     assert found == read_json(sweep_dir(config) / "sweep.json")
     with (sweep_dir(config) / "sweep.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert [float(row[4]) for row in rows[1:]] == [round(100 * row["miou"], 1) for row in found["rows"]]
+    assert [float(row[rows[0].index("mIoU")]) for row in rows[1:]] == [round(100 * r["miou"], 1) for r in found["rows"]]
+    assert [number for number, row in enumerate(rows[1:]) if row[0] == "*"] == [found["best"]["row"]]
     assert (sweep_dir(config) / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
