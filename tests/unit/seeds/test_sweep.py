@@ -188,7 +188,7 @@ def test_without_masks_it_is_refused(tmp_path):
     ("options", "message"),
     [
         (SweepOptions((2.0, 0.0)), "--alpha: found 0; allowed"),
-        (SweepOptions(crfs=("cam_labels",)), "--crf: found 'cam_labels'; allowed: cam_label, irn"),
+        (SweepOptions(crfs=("cam_labels",)), "--crf: found 'cam_labels'; allowed: cam_label, "),
         (SweepOptions(labels=("votes",)), "--label: found 'votes'; allowed: vote, mean_cam, mean_marginals"),
         (SweepOptions(images=0), "--images: found 0"),
         (SweepOptions(images=1, folds=True), "--folds: found 1 photograph"),
