@@ -104,7 +104,7 @@ def test_bodies_stand_out(scenes: list[Scene]) -> None:
         for label in scene.labels:
             body = image[(scene.mask == label) & ~scene.badges].mean(axis=0)
             contrast.append(np.abs(body - image[scene.mask == 0].mean(axis=0)).max())
-    assert np.percentile(contrast, 5) > 30
+    assert np.percentile(contrast, 5) > 25  # of 255; the ground shows through by half
 
 
 def test_backgrounds_are_textured(scenes: list[Scene]) -> None:
