@@ -108,7 +108,8 @@ class SeedsSection(Section):
     crf: NamedCRF = Field(CRF_PARAMS["cam_label"], description="from CAMs to seeds (docs/inference.md)")
     saliency_unary: bool = Field(
         False,
-        description="background and foreground shares of the CRF's distribution are the saliency map's",
+        description="background and foreground shares of the CRF's distribution are the saliency map's, a little "
+        "helped by the highest CAM (docs/seeds.md); alpha is then not used",
         json_schema_extra=LATER,
     )
     saliency_voter: bool = Field(

@@ -167,7 +167,8 @@ def saliency_choices(at_hand: bool) -> list[Choice]:
     """Saliency maps where nothing needs to be installed or fetched for them."""
     here = Choice("saliency.model", "u2netp", "onnxruntime and its file are here; it finds what stands out")
     use = Choice("seeds.saliency_unary", True, "its maps know where objects end; remove both keys for tags only")
-    return [here, use] if at_hand else []
+    crf = Choice("seeds.crf", "deeplab_v2", "the CRF made for CAMs smooths the maps' outlines away")
+    return [here, use, crf] if at_hand else []
 
 
 def saliency_line(cue: str) -> str:
