@@ -119,7 +119,7 @@ def _make_cams(task: SweepTask, index: ShardIndex) -> None:
             bad[name_from_key(key)] = why[0]
         else:
             buffer = io.BytesIO()
-            np.savez(buffer, **{one.name: cam for one, cam in zip(task.cams, cams, strict=True)})  # type: ignore[arg-type]
+            np.savez(buffer, **{one.name: cam for one, cam in zip(task.cams, cams, strict=True)})
             write_bytes(cam_file(task.cache, key), buffer.getvalue())
     if bad:
         title = f"shard {task.shard}: {len(bad)} images have no CAMs; repair them, or leave them out of data.tuning_ids"
