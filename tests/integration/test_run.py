@@ -154,7 +154,7 @@ def test_truth_reaches_no_training(finished: Path, tmp_path: Path) -> None:
     for verb in ("classify", "seeds", "stats", "train", "evaluate", "report"):
         assert main([verb, "--config", str(tmp_path / "tiny.yaml")]) == 0, verb
     compared = 0
-    patterns = [("run", "**/step-*/model.safetensors"), ("shards", "[sp]*/*.tar"), ("shards", "[sp]*/index.json")]
+    patterns = [("run", "**/step-*/model.safetensors"), ("shards", "[sp]*/**/*.tar"), ("shards", "[sp]*/**/index.json")]
     for root, pattern in patterns:
         for path in sorted((tmp_path / root).glob(pattern)):
             below = path.relative_to(tmp_path / root)
