@@ -307,7 +307,7 @@ VERBS: dict[str, Verb] = {
         "variants of a configuration, run with several random seeds and compared (docs/ablations.md)",
         _ablate,
         (
-            _option("file", metavar="FILE", help="the ablation: a YAML file, or one that ships: ablations/demo, ..."),
+            _option("file", metavar="FILE", help="a YAML file, or one that ships: ablations/demo_table6, ..."),
             *CONFIG_OVERLAYS,
             _option("--output", "-o", metavar="FOLDER", type=Path, help="runs and tables (default: runs/NAME)"),
             _option("--only", nargs="+", default=[], metavar="NAME", help="run these variants alone (default: all)"),

@@ -169,15 +169,22 @@ def places(config: Config, stem: Config, reference: Config) -> dict[str, str]:
 def shards_made_of(config: Config) -> dict[str, Any]:
     """What image, seed and pseudo-label shards depend on."""
     seeds = {key: value for key, value in config.seeds.parameters().items() if key not in OF_THE_VOTE}
-    return {**classifiers_made_of(config), "dropouts": config.classify.dropouts, "seeds": seeds}
+    maps = _saliency(config) if config.seeds.uses_saliency() else None
+    return {**classifiers_made_of(config), "dropouts": config.classify.dropouts, "seeds": seeds, "of_seeds": maps}
 
 
 def classifiers_made_of(config: Config) -> dict[str, Any]:
     """What a classifier depends on, whichever others there are. The file of weights by its path."""
-    names = [name for name in type(config).model_fields if name not in (*NOT_OF_SHARDS, "seeds", "classify", "seed")]
+    apart = (*NOT_OF_SHARDS, "seeds", "classify", "seed", "saliency")
+    names = [name for name in type(config).model_fields if name not in apart]
     sections = {name: getattr(config, name).parameters() for name in names}
     own = {"seed": config.seed, "classify": classifier_section(config), "weights": config.classify.backbone.weights}
-    return {**sections, **own}
+    return {**sections, **own, "of_classifiers": _saliency(config) if config.classify.saliency else None}
+
+
+def _saliency(config: Config) -> list[str | None]:
+    """Where saliency maps come from; the section's parameters leave paths out."""
+    return [config.saliency.model, config.saliency.folder, config.saliency.normalise]
 
 
 def configuration(config: Config) -> dict[str, Any]:

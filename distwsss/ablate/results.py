@@ -76,10 +76,11 @@ class _Runs:
     def __init__(self, ablation: Ablation, variant: Variant, rows: list[Row]) -> None:
         self.variant, self.folder, self.rows = variant, ablation.folder, rows
         self.records = [read_json(record_of(row)) for row in rows]
-        self.miou = [_miou(record, variant.column) for record in self.records]
-        self.note = ""
+        self.miou: list[float] = []
         self.counts: list[ImageCounts] = []
+        self.note = ""
         try:
+            self.miou = [_miou(record, variant.column) for record in self.records]
             each = zip(map(record_of, rows), self.records, self.miou, strict=True)
             self.counts = [_counts(*one, variant.column) for one in each]
         except DataError as error:
@@ -116,7 +117,7 @@ def _counts(path: Path, record: dict[str, Any], miou: float, column: str) -> Ima
 
 
 def _line(runs: _Runs, baseline: _Runs, failures: dict[str, str]) -> Table:
-    variant, number = runs.variant, len(runs.rows)
+    variant, number = runs.variant, len(runs.miou)
     failed = [failures[label] for row in variant.rows if (label := row.label(runs.folder)) in failures]
     state = (
         "complete" if number == len(variant.rows) else f"{number} of {len(variant.rows)} run" if number else "not run"
@@ -126,7 +127,7 @@ def _line(runs: _Runs, baseline: _Runs, failures: dict[str, str]) -> Table:
         "column": variant.column,
         "once": variant.once,
         "wanted": len(variant.rows),
-        "miou": {str(row.seed): miou for row, miou in zip(runs.rows, runs.miou, strict=True)},
+        "miou": {str(row.seed): miou for row, miou in zip(runs.rows, runs.miou, strict=bool(runs.miou))},
         "mean": statistics.fmean(runs.miou) if number else None,
         "sd": statistics.stdev(runs.miou) if number > 1 else None,
         "interval": None,

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from distwsss.data.scoring import CLEAN
 from distwsss.errors import counted
 from distwsss.evaluate.scores import print_table
 from distwsss.runtime.artifacts import write_bytes, write_json
@@ -67,13 +68,15 @@ def table_rows(table: Table) -> list[list[str]]:
 def notes(table: Table) -> list[str]:
     """What a reader must know not to misread the table."""
     key = table["random_seeds"]["key"]
-    where = {"val": "val", "train": "train, by its masks,", "held_out": "the held-out train ids"}[table["score"]]
+    where = {"val": "val", "train": "masks of train", "held_out": "held-out train ids"}[table["score"]]
     lines = [
         f"mIoU is the mean of the runs, sd their standard deviation over the random seeds ({key})",
         f"images {100 * table['level']:g}%: of {table['resamples']} resamples of the images, the same for both where "
         "two are compared; other random seeds are not in it. <= 0: share of resamples without a gain",
-        f"{where} was scored {counted(table['scored'], 'time')} in this ablation",
+        f"scored in this ablation: {where}, {counted(table['scored'], 'time')}",
     ]
+    if any(line["column"] == CLEAN for line in table["variants"]):
+        lines.append("clean: of the clean pixels alone, which are fewer and easier")
     if any(line["once"] for line in table["variants"]):
         lines.append("once: run with the first random seed alone")
     own = {line["name"]: line["note"] or line["state"] for line in table["variants"]}

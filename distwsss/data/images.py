@@ -130,8 +130,8 @@ def shrink(image: np.ndarray, longest_side: int | None) -> np.ndarray:
 
 
 def resize_grey(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8[h,w] or float32[h,w] at (H, W), of the same dtype, bilinear (an average over the area where it shrinks):
-    no value lies outside those there were, as with Lanczos' filter."""
+    """uint8[h,w] or float32[h,w] at (H, W), of the same dtype: bilinear, where it shrinks an average over the area.
+    Unlike Lanczos' filter it makes no value beyond those there were."""
     if values.shape == size:
         return values
     return np.array(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -7,10 +7,11 @@ depend on, and counts under that and their setting, shard by shard: what is ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -36,6 +37,8 @@ CONFIGURED = "configured"  # name of a CRF that is none of the named sets
 CAM_BYTES = 20_000  # of a seed's CAMs of a photograph with two tags, 32 x 32 features and more
 # what CAMs depend on beside images, classifiers and device
 CAM_KEYS = ("scales", "base_size", "output_stride", "cam_scales", "dropout_passes", "dropout_reduce", "threads")
+
+_Work: TypeAlias = Generator[tuple[SweepTask, dict[str, ImageCounts]], None, None]
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,9 @@ def _keys(plan: SeedsPlan, count: int | None) -> tuple[set[str], str]:
         keys, source = keys & tuning_keys(config, images), "data.tuning_ids"
     if not keys:
         raise DataError(
-            f"seeds sweep: found no mask of {source} in {images_dir(config, 'train')}; allowed: where the train split "
-            "has masks, of a hundred photographs or so (data.tuning_ids names them)"
+            f"seeds sweep: found no mask{' of data.tuning_ids' if config.data.tuning_ids else ''} in "
+            f"{images_dir(config, 'train')}; allowed: where the train split has some, of a hundred photographs or so "
+            "(data.tuning_ids names them)"
         )
     if count is not None and count < 1:
         raise ConfigError(f"--images: found {count}; allowed: 1 and more")
@@ -140,10 +144,11 @@ def sweep_counts(plan: SeedsPlan, settings: list[Setting], keys: set[str]) -> di
         if missing:
             tasks.append(_task(plan, shard, positions, missing, sweep_cams_dir(plan.config, fingerprint(cams))))
     if tasks:
-        for task, counts in _worked(plan, tasks, [len(each) for each in wanted]):
-            for name, found in counts.items():
-                write_image_counts(sweep_counts_file(plan.config, digests[name], task.shard), found)
-                known[name, task.shard] = found
+        with closing(_worked(plan, tasks, [len(each) for each in wanted])) as work:  # an error here ends the workers
+            for task, counts in work:
+                for name, kept in counts.items():
+                    write_image_counts(sweep_counts_file(plan.config, digests[name], task.shard), kept)
+                    known[name, task.shard] = kept
     else:
         log.info("sweep: every setting was scored before")
     shards = [shard for shard, found in enumerate(wanted) if found]
@@ -154,7 +159,7 @@ def _positions(plan: SeedsPlan, keys: set[str]) -> list[list[int]]:
     return plan.images.select(keys.__contains__).positions
 
 
-def _worked(plan: SeedsPlan, tasks: list[SweepTask], counts: list[int]) -> Any:
+def _worked(plan: SeedsPlan, tasks: list[SweepTask], counts: list[int]) -> _Work:
     """(task, its counts) as they are finished."""
     workers = plan.config.hardware.workers
     free_space_check(sweep_dir(plan.config), sum(counts) * len(tasks[0].cams) * CAM_BYTES, "sweep")

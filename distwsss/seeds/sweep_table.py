@@ -144,12 +144,12 @@ def percent(value: float | None) -> str:
 def table(found: dict[str, Any]) -> list[list[str]]:
     """Heading, and a line for each row; `*` marks the best."""
     ts = [each["t"] for each in found["rows"][0]["thresholds"]]
-    head = ["crf", "normalise", "alpha", "label", "mIoU", "best seed", ""]
+    head = ["best", "crf", "normalise", "alpha", "label", "mIoU", "best seed", "its mIoU"]
     rows = [[*head, *(f"t={t} {what}" for t in ts for what in ("coverage", "precision", "mIoU"))]]
     for number, row in enumerate(found["rows"]):
         seed = row["best_seed"]
         mark = "*" if number == found["best"]["row"] else ""
-        cells = [row["crf"], row["normalise"], f"{row['alpha']:g}", row["label"] + mark, percent(row["miou"])]
+        cells = [mark, row["crf"], row["normalise"], f"{row['alpha']:g}", row["label"], percent(row["miou"])]
         clean = [percent(each[what]) for each in row["thresholds"] for what in ("coverage", "precision", "miou")]
         rows.append([*cells, seed["name"], percent(seed["miou"]), *clean])
     return rows

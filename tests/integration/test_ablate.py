@@ -62,7 +62,7 @@ def test_the_table_is_of_the_runs(done: tuple[Path, str]) -> None:
         assert line["mean"] == pytest.approx(sum(line["miou"].values()) / 2)
         row = next(row for row in printed.splitlines() if row.startswith(line["name"]))
         assert f"2 of 2  {100 * line['mean']:.2f}" in " ".join(row.split("   "))
-    assert "val was scored 4 times in this ablation" in printed
+    assert "scored in this ablation: val, 4 times" in printed
     assert (folder / "runs/own/table.tex").is_file()
     assert (folder / "runs/own/table.csv").is_file()
 

@@ -130,6 +130,16 @@ def test_no_interval_without_counts_or_with_those_of_another_record(ablation: Ab
     assert found["difference"] is None
 
 
+def test_a_column_that_was_not_recorded_is_named(ablation: Ablation) -> None:
+    """Seeds whose shards were dropped, or a record made without CRF: the others are compared all the same."""
+    of = fill(ablation)
+    write_record(ablation.variants[0].rows[0], of["a"][0], miou={"multi": 0.5})
+    found = lines(ablation)
+    assert (found["a"]["state"], found["a"]["mean"]) == ("not run", None)
+    assert found["a"]["note"] == "no mIoU of `single` was recorded on val"
+    assert found["c_1"]["difference"] is not None
+
+
 def test_looks_at_the_scored_images_are_counted_once_each(ablation: Ablation) -> None:
     fill(ablation)
     for _ in range(2):
@@ -139,7 +149,7 @@ def test_looks_at_the_scored_images_are_counted_once_each(ablation: Ablation) ->
     write_record(ablation.rows()[0], counts(0, 0.5), parameters={"evaluate": "other"})
     remember_scored(ablation, ablation.rows()[0])
     assert compared(ablation, scored, {})["scored"] == 6
-    assert "val was scored 6 times in this ablation" in notes(compared(ablation, scored, {}))
+    assert "scored in this ablation: val, 6 times" in notes(compared(ablation, scored, {}))
 
 
 def test_tables_say_the_same_in_every_form(ablation: Ablation) -> None:

@@ -107,7 +107,8 @@ def test_the_table_says_what_the_counts_are(swept):
     assert found == read_json(sweep_dir(config) / "sweep.json")
     with (sweep_dir(config) / "sweep.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert [float(row[4]) for row in rows[1:]] == [round(100 * row["miou"], 1) for row in found["rows"]]
+    assert [float(row[rows[0].index("mIoU")]) for row in rows[1:]] == [round(100 * r["miou"], 1) for r in found["rows"]]
+    assert [number for number, row in enumerate(rows[1:]) if row[0] == "*"] == [found["best"]["row"]]
     assert (sweep_dir(config) / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,7 +188,7 @@ def test_without_masks_it_is_refused(tmp_path):
     ("options", "message"),
     [
         (SweepOptions((2.0, 0.0)), "--alpha: found 0; allowed"),
-        (SweepOptions(crfs=("cam_labels",)), "--crf: found 'cam_labels'; allowed: cam_label, irn"),
+        (SweepOptions(crfs=("cam_labels",)), "--crf: found 'cam_labels'; allowed: cam_label, "),
         (SweepOptions(labels=("votes",)), "--label: found 'votes'; allowed: vote, mean_cam, mean_marginals"),
         (SweepOptions(images=0), "--images: found 0"),
         (SweepOptions(images=1, folds=True), "--folds: found 1 photograph"),
