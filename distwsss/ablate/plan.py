@@ -26,7 +26,7 @@ NOT_OF_SHARDS = ("name", "paths", "hardware", "train", "evaluate", "report")
 # keys of `seeds` that choose a vote and leave the seeds as they are: votes lie beside each other (`Config.vote_keys`)
 OF_THE_VOTE = ("label", "vote_on", "threshold", "ties")
 NOT_OF_RESULTS = ("name", "paths", "hardware", "report")
-LABELS = ("prepare", "classify", "seeds")
+LABELS = ("prepare", "saliency", "classify", "seeds")
 OURS = ("name", "paths")  # what a variant may not say: every run has its own
 
 
@@ -144,9 +144,10 @@ def _row(given: _Given, variant: str, value: int, config: Config, shared: dict[s
     paths = config.paths.model_copy(update={"run": str(run), **shared})
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{file.name}-{variant}-{value}")
     config = config.model_copy(update={"name": name, "paths": paths})
+    made = tuple(stage for stage in LABELS if stage != "saliency" or config.saliency_users())
     if file.score == "train":
-        return Row(config, value, run, file.score, (*LABELS, "stats"))
-    labels = LABELS[:1] if config.train.labels == "truth" else LABELS
+        return Row(config, value, run, file.score, (*made, "stats"))
+    labels = LABELS[:1] if config.train.labels == "truth" else made
     return Row(config, value, run, file.score, (*labels, "train", "evaluate"))
 
 

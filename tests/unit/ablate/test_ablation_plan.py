@@ -125,6 +125,16 @@ def test_the_labels_are_scored_without_a_segmenter(plan: Plan) -> None:
     assert [variant.column for variant in ablation.variants] == ["aggregate", "0.30-1.20"]
 
 
+def test_saliency_maps_are_a_stage_of_the_rows_that_use_them(plan: Plan) -> None:
+    """They separate the seeds' shards, not the classifiers that do not learn from them."""
+    unary = {"saliency.folder": "maps", "seeds.saliency_unary": True}
+    ablation = plan({"tags": {}, "unary": unary, "other": {**unary, "saliency.folder": "others"}})
+    tags, one, other = ablation.rows()
+    assert ("saliency" in tags.stages, one.stages[:3]) == (False, ("prepare", "saliency", "classify"))
+    assert len({row.config.paths.shards for row in (tags, one, other)}) == 3
+    assert len({row.config.paths.classifiers for row in (tags, one, other)}) == 1
+
+
 def test_problems_of_the_file_are_said_at_once(plan: Plan) -> None:
     with pytest.raises(ConfigError) as error:
         plan({"a": {}}, bsaeline="a", score="validation", random_seeds={"value": [0]})
