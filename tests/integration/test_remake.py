@@ -176,7 +176,7 @@ def test_a_warm_start_is_of_what_is_remade(copy: Path, capfd: pytest.CaptureFixt
     [
         (
             "seeds.threshold=2",
-            {"prepare": "kept", "classify": "kept", "seeds": "the vote anew, as threshold changed",
+            {"prepare": "kept", "classify": "kept", "seeds": "the vote to be made",
              "stats": "anew, as seeds or vote changed", "train": "anew, as pseudo-labels changed",
              "evaluate": "anew, as the segmenter changed"},
         ),
