@@ -35,7 +35,7 @@ def training(folder: Path, parameters: dict[str, str], seed: int, done: bool) ->
 def started_from(folder: Path, parameters: dict[str, str], warm: bool = True) -> str | None:
     """The sha256 of the weights that a classifier of `parameters` in `folder` would start from."""
     model = classifier(["ant", "dog", "cat"], seed=9)
-    task = Task("classify", model, None, None, None, None, dict(parameters), None, None)  # type: ignore[arg-type]
+    task = Task("classify", model, None, None, None, None, 0, dict(parameters), None, None)  # type: ignore[arg-type]
     start_again(task, folder, warm)
     return task.parameters.get("init_from")
 
