@@ -43,7 +43,9 @@ from distwsss.maths import crf
 from distwsss.maths.cam import cam_to_full, probabilities
 from distwsss.maths.vote import vote
 from distwsss.runtime.pool import spawn_pool
-from distwsss.seeds.chunk import VoteTask, refine_cams, vote_sample
+from distwsss.seeds.chunk import seed_sample
+from distwsss.seeds.maps import refine_cams
+from distwsss.seeds.votes import VoteTask, vote_sample
 
 CRF = CRF_PARAMS["cam_label"]
 
@@ -141,17 +143,16 @@ def peers(sample: Sample, folder: Path, alone: Clock) -> np.ndarray:
 
 def ours(sample: Sample, folder: Path) -> np.ndarray:
     """Seeds uint8[m,H,W], after writing both shards (here of one image each)."""
-    seeds = refine_cams(sample.image, sample.labels, sample.cams, SeedsSection())
-    count = len(seeds)
-    task = VoteTask(tuple(range(count)), tuple(map(str, range(count))), count)
+    maps = refine_cams(sample.image, sample.labels, sample.cams, SeedsSection())
+    count = len(sample.cams)
+    task = VoteTask(tuple(range(count)), tuple(map(str, range(count))), count, by_score=False)  # as the peers vote
     described = {"labels": sample.labels, "size": list(sample.image.shape[:2]), "name": sample.key}
     photo = {"jpg": sample.jpg, "json": json.dumps(described).encode()}
-    seed_sample = (sample.key, {f"s{k}.png": encode_palette(seed) for k, seed in enumerate(seeds)})
-    pseudo_sample = (sample.key, vote_sample(photo, seeds, task))
-    for kind, packed in (("seeds", seed_sample), ("pseudo", pseudo_sample)):
-        record, data = shard_bytes(f"{kind}-00000.tar", [packed])
+    samples = {"seeds": seed_sample(maps), "pseudo": vote_sample(photo, maps, task)}
+    for kind, packed in samples.items():
+        record, data = shard_bytes(f"{kind}-00000.tar", [(sample.key, packed)])
         (folder / record.name).write_bytes(data)
-    return seeds
+    return maps.labels[:count]
 
 
 def one_run(samples: list[Sample], folder: Path, swap: bool) -> tuple[dict[str, Clock], np.ndarray]:
