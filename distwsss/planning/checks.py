@@ -28,7 +28,7 @@ from distwsss.runtime.memory import available_memory
 from distwsss.runtime.storage import Remote
 
 JPEG_BYTES = 0.4  # of a photograph, per pixel: those of cameras and data sets have 0.2 to 0.5
-MAP_BYTES = 16_000  # of one seed's palette PNG and its marginals
+MAP_BYTES = 24_000  # of one seed's palette PNG and its marginals
 SALIENCY_BYTES = 20_000  # of a saliency map's PNG
 PROCESS_GB = 0.6  # a worker process with torch, before it holds a photograph
 CRF_BYTES = 30  # per pixel, seed and class: 12 megapixels took 7 GB with 8 seeds of two or three classes

@@ -34,7 +34,7 @@ from distwsss.seeds.progress import SeedProgress
 from distwsss.seeds.select import known_voters, select_voters
 from distwsss.seeds.votes import vote_shard
 
-MAP_BYTES = 16_000  # a label map with its marginals, of a photograph of 500 x 375 pixels
+MAP_BYTES = 24_000  # a label map with its marginals, of a photograph of 500 x 375 pixels
 
 _Work: TypeAlias = Generator[tuple[SeedTask, SeedResult], None, None]
 
