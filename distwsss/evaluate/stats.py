@@ -137,10 +137,11 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
     masks and `exclude` are the same. All figures are shares in 0..1, None where
     undefined (a class that does not occur):
 
-    split, classes, images (scored), cue, vote_on, threshold, selected (what METHOD section 2's rule keeps), notes,
-    seeds: {name: {iou, miou, agreement}} ({} where the seed shards were dropped), aggregate: {iou, miou, agreement},
-    thresholds: [{t, miou, iou, coverage, cells: {a, b, c, d}, within: {clean_agree, noisy_disagree, agree_clean,
-    disagree_noisy}}]; a agrees with the truth and is clean, b agrees, noisy, c disagrees, noisy, d disagrees, clean.
+    split, classes, images (scored), cue, label (the rule), vote_on, threshold, selected (what the paper's rule keeps),
+    notes, seeds: {name: {iou, miou, agreement}} ({} where the seed shards were dropped), aggregate: {iou, miou,
+    agreement}, thresholds: [{t, miou, iou, coverage, cells: {a, b, c, d}, within: {clean_agree, noisy_disagree,
+    agree_clean, disagree_noisy}}]; a agrees with the truth and is clean, b agrees, noisy, c disagrees, noisy, d
+    disagrees, clean.
 
     Raises ShardError where shards are missing or do not belong together, ConfigError where they were made with other
     parameters.
@@ -167,6 +168,7 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
         **_describe(images, names, list(pseudo.extra["seeds"]), counts),
         "images": len(chosen),
         "cue": config.cue(),
+        "label": pseudo.parameters.get("label", "vote"),
         "threshold": own_threshold(pseudo),
         "notes": _notes(config, images, len(chosen), len(images)),
         "parameters": parameters,
@@ -179,8 +181,10 @@ def seed_quality(config: Config, keys: set[str] | None = None, exclude: set[str]
 
 
 def seed_rows(quality: Quality) -> list[list[str]]:
-    """Heading, IoU per class of each seed and of the vote, mIoU, and the share of pixels that agree with the masks."""
-    columns = {**quality["seeds"], f"vote of {len(quality['vote_on'])}": quality["aggregate"]}
+    """Heading, IoU per class of each seed and of the labels, mIoU, and the share of pixels that agree with masks."""
+    rule = quality.get("label", "vote")
+    name = f"vote of {len(quality['vote_on'])}" if rule == "vote" else f"label: {rule}"
+    columns = {**quality["seeds"], name: quality["aggregate"]}
     rows = [["IoU (%)", *columns]]
     for number, name in enumerate(quality["classes"]):
         rows.append([name, *(percent(scores["iou"][number]) for scores in columns.values())])

@@ -87,7 +87,7 @@ def _headline(
         titles |= {"multi": "multi-scale + flip", "multi_crf": "multi-scale + flip, CRF"}
         items += [(percent(miou[name]), f"val mIoU, {title}") for name, title in titles.items() if name in miou]
     if quality:
-        items.append((percent(quality["aggregate"]["miou"]), "train mIoU of the vote"))
+        items.append((percent(quality["aggregate"]["miou"]), "train mIoU of the labels"))
         for entry in quality["thresholds"]:
             if entry["t"] == quality["threshold"]:
                 what = f"train mIoU of its clean pixels, t = {entry['t']}, {percent(entry['coverage'])}% of all"

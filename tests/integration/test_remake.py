@@ -136,7 +136,7 @@ def test_scores_of_replaced_shards_are_not_on_the_page(copy: Path) -> None:
     assert run(copy, verb="report") == 0
     page = (copy / "run/report/index.html").read_text()
     assert "val mIoU" not in page
-    assert "mIoU of the vote" not in page
+    assert "mIoU of the labels" not in page
 
 
 def test_classifiers_go_on_from_the_weights_of_those_before(copy: Path, fresh: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -229,6 +230,31 @@ def test_printed(config, capsys):
     assert math.isclose(sum(cells), 100, abs_tol=0.21)
     for phrase in ("4 images scored", "1 train images are not scored", "selection rule would keep", *CLASSES):
         assert phrase in text
+
+
+def test_the_columns_stand_under_their_headings_also_when_they_are_read_back(config, capsys):
+    """As text, counted anew and from the file: inside clean and noisy, and across, of every t."""
+    printed = []
+    for _ in range(2):
+        print_quality(seed_quality(config))
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    lines = printed[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("t  ") or line.startswith("t "))
+    headings = ["clean: agree", "noisy: disagree", "agree: clean", "disagree: noisy"]
+    assert [name for name in re.split(r"\s{2,}", lines[start]) if ": " in name] == headings
+    for t in range(1, 4):
+        found = lines[start + 1 + t].replace(" *", "").split()
+        right = [(label == truth, votes >= t) for truth, _, label, votes in pixels()]
+        shares = [
+            [agrees for agrees, clean in right if clean],
+            [not agrees for agrees, clean in right if not clean],
+            [clean for agrees, clean in right if agrees],
+            [not clean for agrees, clean in right if not agrees],
+        ]
+        wanted = [f"{100 * sum(share) / len(share):.1f}" if share else "-" for share in shares]
+        assert found[0] == str(t)
+        assert found[-4:] == wanted
 
 
 def by_hand(number, column):
