@@ -95,7 +95,8 @@ def segmenter_rows(table: dict[str, Any]) -> list[list[str]]:
         known, difference = line["mean"] is not None, line["difference"]
         where = f"{table['split']}, {line['column'].replace('_', ' ')}"
         shown = f"{100 * difference['value']:+.1f} from {baseline}" if difference else ""
-        rows.append([line["name"].replace("_", " "), where, percent(line["mean"]) if known else line["state"], shown])
+        name = f"segmenter: {line['name'].replace('_', ' ')}"
+        rows.append([name, where, percent(line["mean"]) if known else line["state"], shown])
     return rows
 
 

@@ -37,9 +37,9 @@ def line(name: str, mean: float | None, difference: float | None = None, state: 
 def test_variants_are_named_in_words_and_compared_with_the_baseline() -> None:
     lines = [line("all_pixels", 0.5), line("hybrid", 0.6, 0.1), line("twin", None, state="not run")]
     assert segmenter_rows({"baseline": "all_pixels", "split": "val", "variants": lines}) == [
-        ["all pixels", "val, multi crf", "50.0", ""],
-        ["hybrid", "val, multi crf", "60.0", "+10.0 from all pixels"],
-        ["twin", "val, multi crf", "not run", ""],
+        ["segmenter: all pixels", "val, multi crf", "50.0", ""],
+        ["segmenter: hybrid", "val, multi crf", "60.0", "+10.0 from all pixels"],
+        ["segmenter: twin", "val, multi crf", "not run", ""],
     ]
 
 
