@@ -24,7 +24,7 @@ demo: $(VENV)/usable  ## image-level labels to mIoU and pictures, on generated d
 	$(BIN)/distwsss report --config configs/demo/shapes.yaml
 
 # what computes on one thread runs in two processes on two cores; tests/dist starts several processes itself
-test: $(VENV)/installed lint  ## about 7 minutes on two cores
+test: $(VENV)/installed lint  ## about 10 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/unit tests/contract tests/integration
 	$(BIN)/python -m pytest -m "not slow and not gpu" tests/dist
 
