@@ -9,10 +9,9 @@ from typing import Any
 
 from distwsss.data.scoring import CLEAN
 from distwsss.errors import counted
-from distwsss.evaluate.scores import print_table
 from distwsss.runtime.artifacts import write_bytes, write_json
 from distwsss.runtime.layout import ablation_files
-from distwsss.runtime.progress import say
+from distwsss.runtime.progress import print_table, say
 
 Table = dict[str, Any]
 HEADING = ("variant", "runs", "mIoU", "sd", "images 95%", "difference", "images 95%", "<= 0")

@@ -189,5 +189,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError | OSError):
         raise error
     return f"{type(error).__name__}: {error}"
-
-

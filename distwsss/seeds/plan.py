@@ -59,7 +59,6 @@ class SeedsPlan:
         )
         return SeedTask(self.images.folder, shard, section, self.vote_task, cams, quarantine, self.saliency)
 
-
     def with_voters(self, selected: dict[str, Any]) -> SeedsPlan:
         """The plan once the seeds that vote are known. selected: as `seeds.select` records it."""
         voters = list(selected["seeds"])
